@@ -1,0 +1,213 @@
+"""Configuration of WorldVLA: the sizes of the network and every token id, as data."""
+
+from transformers import PreTrainedConfig
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_worldvla.WorldVLAConfig",
+    "AutoModel": "modeling_worldvla.WorldVLAModel",
+    "AutoModelForCausalLM": "modeling_worldvla.WorldVLAForCausalLM",
+}
+POSITIVE_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "model_parallel_size",
+    "max_position_embeddings",
+    "codes_per_grid_unit",
+    "num_action_tokens",
+    "num_image_tokens",
+    "action_dim",
+    "chunk_size",
+    "n_obs_steps",
+)
+SINGLE_TOKENS = (
+    "bos_token_id",
+    "pad_token_id",
+    "eos_token_id",
+    "boi_token_id",
+    "eoi_token_id",
+    "eol_token_id",
+    "sep_token_id",
+    "boa_token_id",
+    "eoa_token_id",
+)
+
+
+class WorldVLAConfig(PreTrainedConfig):
+    """Sizes and token ids of a WorldVLA model; the defaults are those of the official 7B checkpoints.
+
+    Args:
+        vocab_size (`int`): entries of the one vocabulary of text, image and action tokens.
+        hidden_size (`int`): width of the residual stream.
+        intermediate_size (`int`): width of the SwiGLU layer.
+        num_hidden_layers (`int`): decoder layers.
+        num_attention_heads (`int`): query heads; must divide `hidden_size` into heads of even width.
+        num_key_value_heads (`int`): key and value heads; must divide `num_attention_heads`.
+        hidden_act (`str`): activation of the gate.
+        max_position_embeddings (`int`): longest sequence, in tokens.
+        initializer_range (`float`): standard deviation of freshly made weights.
+        rms_norm_eps (`float`): epsilon of every RMSNorm.
+        rope_parameters (`dict`): `{"rope_type": "default", "rope_theta": 10000.0}`; a plain `rope_theta=` works too.
+        attention_bias, mlp_bias (`bool`): biases of the linear layers.
+        attention_dropout (`float`): dropout of the attention weights.
+        use_qk_norm (`bool`): LayerNorm of queries and keys, per head.
+        swin_norm (`bool`): norms after attention and MLP (the 34B Chameleon form) instead of before.
+        model_parallel_size (`int`): shards the q/k-norm weights were trained with; they are `[shards, head_dim]`.
+        tie_word_embeddings (`bool`): one matrix for the embedding and the head.
+        use_cache (`bool`): return a key/value cache by default.
+        use_action_attention_mask (`bool`): actions of a chunk do not see each other (paper section 3.3).
+        world_model_loss_weight (`float`): alpha of `L = L_action + alpha * L_world`.
+        z_loss_weight (`float`): weight of the mean squared log-partition.
+        bos_token_id, pad_token_id, eos_token_id (`int`): begin of a sequence, padding, end of a text.
+        boi_token_id, eoi_token_id (`int`): begin and end of an image block.
+        eol_token_id (`int`): end of a row of image codes.
+        sep_token_id (`int`): end of a prompt, and of what the model answers.
+        grid_token_id_start (`int`): the size `n` of an image side, in grid units, is written as this id + n.
+        codes_per_grid_unit (`int`): image codes along one grid unit (official: 32 pixels / stride 16 = 2).
+        boa_token_id, eoa_token_id (`int`): begin and end of an action block.
+        action_token_id_start, num_action_tokens (`int`): the range of action bins.
+        image_token_id_start, num_image_tokens (`int`): the range of image tokens.
+        action_dim (`int`): bins per action (D).
+        chunk_size (`int`): actions per prediction (K).
+        n_obs_steps (`int`): frames in a policy prompt (M).
+
+    Raises:
+        ValueError: if a size is not positive, the heads do not divide, or token ids overlap or leave the vocabulary.
+
+    References:
+        WorldVLA (arXiv 2506.21539) section 3; Chameleon (arXiv 2405.09818) section 2.2 for the network.
+    """
+
+    model_type = "worldvla"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    base_model_tp_plan = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+
+    vocab_size: int = 65536
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 4096
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-5
+    rope_parameters: dict | None = None
+    attention_bias: bool = False
+    attention_dropout: float = 0.0
+    mlp_bias: bool = False
+    use_qk_norm: bool = True
+    swin_norm: bool = False
+    model_parallel_size: int = 1
+    tie_word_embeddings: bool = False
+    use_cache: bool = True
+    use_action_attention_mask: bool = True
+    world_model_loss_weight: float = 0.04
+    z_loss_weight: float = 0.0
+    bos_token_id: int = 0
+    pad_token_id: int = 1
+    eos_token_id: int = 2
+    boi_token_id: int = 8197
+    eoi_token_id: int = 8196
+    eol_token_id: int = 8803
+    sep_token_id: int = 8710
+    grid_token_id_start: int = 8804
+    codes_per_grid_unit: int = 2
+    boa_token_id: int = 10004
+    eoa_token_id: int = 15004
+    action_token_id_start: int = 10006
+    num_action_tokens: int = 256
+    image_token_id_start: int = 4
+    num_image_tokens: int = 8192
+    action_dim: int = 7
+    chunk_size: int = 5
+    n_obs_steps: int = 2
+
+    def __post_init__(self, **kwargs):
+        """Fill in what follows from other fields, hand the rest to the base class, and check the whole.
+
+        Args:
+            **kwargs: arguments that are not fields of this class, for the base class.
+        """
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        super().__post_init__(**kwargs)
+        _check_sizes(self)
+        _check_token_ids(self)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def action_block_length(self) -> int:
+        """Tokens of one action with its begin and end markers."""
+        return self.action_dim + 2
+
+
+def _check_sizes(config):
+    """Refuse sizes that no network can have."""
+    for name in POSITIVE_SIZES:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"`{name}` must be a whole number of at least 1, got {value!r}. Set `{name}` accordingly."
+            )
+    for parts, whole in (
+        ("num_attention_heads", "hidden_size"),
+        ("num_key_value_heads", "num_attention_heads"),
+        ("model_parallel_size", "num_key_value_heads"),
+    ):
+        if getattr(config, whole) % getattr(config, parts):
+            raise ValueError(
+                f"`{parts}` must divide `{whole}`, got {getattr(config, parts)} and {getattr(config, whole)}. "
+                f"Change one of the two."
+            )
+    if config.head_dim % 2:
+        raise ValueError(
+            f"Rotary embeddings need heads of even width, got {config.head_dim} = hidden_size {config.hidden_size} / "
+            f"num_attention_heads {config.num_attention_heads}. Change one of the two."
+        )
+    rope_type = config.rope_parameters.get("rope_type", "default")
+    if rope_type != "default":
+        raise ValueError(f"`rope_type` must be 'default', got {rope_type!r}. Leave it out of `rope_parameters`.")
+
+
+def _check_token_ids(config):
+    """Refuse token ids that leave the vocabulary or mean two things."""
+    spans = [(name, getattr(config, name), 1) for name in SINGLE_TOKENS]
+    spans += [
+        ("grid_token_id_start", config.grid_token_id_start, 1),
+        ("action_token_id_start", config.action_token_id_start, config.num_action_tokens),
+        ("image_token_id_start", config.image_token_id_start, config.num_image_tokens),
+    ]
+    for name, start, length in spans:
+        if isinstance(start, bool) or not isinstance(start, int) or start < 0 or start + length > config.vocab_size:
+            raise ValueError(
+                f"`{name}` must lie inside the vocabulary of {config.vocab_size} entries, got "
+                f"{start!r}{f' … {start + length - 1}' if length > 1 and isinstance(start, int) else ''}. "
+                "Change it, or enlarge `vocab_size`."
+            )
+    spans.sort(key=lambda span: span[1])
+    for (name, start, length), (next_name, next_start, _) in zip(spans, spans[1:], strict=False):
+        if next_start < start + length:
+            raise ValueError(
+                f"Token ids must not overlap, but `{name}` takes {start} … {start + length - 1} and `{next_name}` "
+                f"begins at {next_start}. Move one of the two."
+            )
+
+
+__all__ = ["WorldVLAConfig"]

@@ -1,0 +1,112 @@
+"""The training loss: two roles, labelled positions only.
+
+Shapes: B batch, L tokens, N labelled tokens, H hidden size, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+IGNORED_LABEL = -100
+
+
+class RoleLosses(NamedTuple):
+    """What `role_losses` gives back: the loss to descend, and the mean of each role, detached."""
+
+    loss: torch.Tensor
+    loss_action: torch.Tensor
+    loss_world_model: torch.Tensor
+
+
+def world_model_rows(labels, config):
+    """Say which rows are world-model samples: those that must write an image.
+
+    Args:
+        labels (`torch.LongTensor` of shape `(B, L)`): label ids, -100 where there is none.
+        config (`WorldVLAConfig`): for `boi_token_id`.
+
+    Returns:
+        `torch.BoolTensor` of shape `(B, 1)`.
+    """
+    return (labels == config.boi_token_id).any(dim=1, keepdim=True)
+
+
+def count_labels(labels, config):
+    """Count the labels that carry loss, per role.
+
+    Sum the counts of all micro-batches of an optimizer step (accumulation steps and ranks) and hand the sum to
+    `forward(num_items_in_batch=…)`: then the losses of the micro-batches add up to the loss of the whole batch.
+
+    Args:
+        labels (`torch.LongTensor` of shape `(B, L)`): label ids, -100 where there is none. The first token of a row is
+            predicted by nothing and is not counted.
+        config (`WorldVLAConfig`): for `boi_token_id`.
+
+    Returns:
+        `torch.LongTensor` of shape `(2,)`: `[N_action, N_world]`.
+    """
+    labelled = labels[:, 1:] != IGNORED_LABEL
+    is_world = world_model_rows(labels, config)
+    return torch.stack([(labelled & ~is_world).sum(), (labelled & is_world).sum()])
+
+
+def role_losses(hidden_states, labels, lm_head, config, num_items_in_batch=None):
+    """Compute `sum ce_action / N_action + alpha * sum ce_world / N_world`, plus the z-loss when it is on.
+
+    Only labelled positions are projected onto the vocabulary. The z-loss is `z_loss_weight` times the mean of the
+    squared log-partition over all labelled tokens of both roles.
+
+    Args:
+        hidden_states (`torch.FloatTensor` of shape `(B, L, H)`): output of the decoder.
+        labels (`torch.LongTensor` of shape `(B, L)`): not shifted; position i predicts label i + 1.
+        lm_head (`torch.nn.Module`): projection from H to V.
+        config (`WorldVLAConfig`): loss weights and `boi_token_id`.
+        num_items_in_batch (`torch.Tensor` of shape `(2,)`, *optional*): `[N_action, N_world]` over the whole optimizer
+            step; by default the counts of this batch.
+
+    Returns:
+        `RoleLosses`: three float32 scalars. A role without labels here counts 0.
+
+    Raises:
+        ValueError: if `labels` or `num_items_in_batch` has the wrong shape.
+
+    References:
+        WorldVLA (arXiv 2506.21539) section 3.4. The official code normalises per micro-batch by the sum of class
+        weights, which ties the share of the world model to the batch; the paper's formula does not.
+    """
+    if labels.shape != hidden_states.shape[:2]:
+        raise ValueError(
+            f"`labels` must have the shape of the tokens {tuple(hidden_states.shape[:2])}, got {tuple(labels.shape)}. "
+            f"Give one label per token, {IGNORED_LABEL} where there is none."
+        )
+    labels = labels.to(hidden_states.device)
+    local_counts = count_labels(labels, config)
+    counts = _whole_step_counts(num_items_in_batch, local_counts)
+    labelled = labels[:, 1:] != IGNORED_LABEL
+    is_world = world_model_rows(labels, config).expand_as(labelled)[labelled]
+    logits = lm_head(hidden_states[:, :-1][labelled]).float()
+    per_token = F.cross_entropy(logits, labels[:, 1:][labelled], reduction="none")
+    sums = torch.stack([per_token.masked_fill(is_world, 0).sum(), per_token.masked_fill(~is_world, 0).sum()])
+    means = sums / counts.clamp(min=1)
+    loss = means[0] + config.world_model_loss_weight * means[1]
+    if config.z_loss_weight:
+        loss = loss + config.z_loss_weight * logits.logsumexp(dim=-1).square().sum() / counts.sum().clamp(min=1)
+    local_means = sums.detach() / local_counts.clamp(min=1)
+    return RoleLosses(loss, local_means[0], local_means[1])
+
+
+def _whole_step_counts(num_items_in_batch, local_counts):
+    """Check the counts of the optimizer step, or fall back on those of this batch."""
+    if num_items_in_batch is None:
+        return local_counts
+    if not isinstance(num_items_in_batch, torch.Tensor) or num_items_in_batch.shape != (2,):
+        shape = tuple(num_items_in_batch.shape) if isinstance(num_items_in_batch, torch.Tensor) else num_items_in_batch
+        raise ValueError(
+            f"`num_items_in_batch` must be a tensor of two counts [N_action, N_world], got {shape}. Sum "
+            "`count_labels(labels, config)` over the micro-batches of the optimizer step."
+        )
+    return num_items_in_batch.to(local_counts.device)
+
+
+__all__ = ["RoleLosses", "count_labels", "role_losses", "world_model_rows"]

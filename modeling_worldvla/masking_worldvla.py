@@ -1,0 +1,167 @@
+"""The action attention mask: pure functions on token ids.
+
+Shapes: B batch, L tokens, Q query tokens, S key tokens (cached and new).
+
+Every token gets an action block id: 0 outside of actions, +m inside the m-th action block when it begins after the
+last image, -m when an image still follows. Query q may see key k when k is not later than q and one of these holds:
+q's id is not positive, k's id is 0, both ids are equal. See docs/attention_mask.md for a picture.
+"""
+
+import torch
+
+# Which marker may follow which, without anything of the same kind between them. Rows: the marker itself; columns: the
+# marker before it. Order: no marker, begin of image, end of image, begin of action, end of action. An end of image
+# that closes nothing is read as an ordinary token: it cannot change which block a token belongs to.
+_MAY_FOLLOW = (
+    (True, True, True, True, True),
+    (True, False, True, False, True),
+    (True, True, True, False, True),
+    (True, False, True, False, True),
+    (False, False, False, True, False),
+)
+
+
+def compute_action_block_ids(input_ids, config):
+    """Say of every token which action block it belongs to, without leaving the device.
+
+    A block runs from its begin to its end marker, both inside; an unclosed block or image runs to the end of the row.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(B, L)`): token ids.
+        config (`WorldVLAConfig`): the marker ids.
+
+    Returns:
+        `torch.LongTensor` of shape `(B, L)`: 0, +m or -m as said at the top of this file.
+
+    References:
+        WorldVLA (arXiv 2506.21539) section 3.3, figure 4.
+    """
+    length = input_ids.shape[1]
+    positions = torch.arange(length, device=input_ids.device).expand_as(input_ids)
+    begins = input_ids == config.boa_token_id
+    last_begin = torch.where(begins, positions, -1).cummax(dim=1).values
+    last_end = torch.where(input_ids == config.eoa_token_id, positions, -1).cummax(dim=1).values
+    ended_before = torch.cat([torch.full_like(last_end[:, :1], -1), last_end[:, :-1]], dim=1)
+    inside = last_begin > ended_before
+
+    last_image = torch.where(input_ids == config.boi_token_id, positions, -1).amax(dim=1, keepdim=True)
+    closes_it = (input_ids == config.eoi_token_id) & (positions > last_image)
+    image_end = torch.where(closes_it, positions, length).amin(dim=1, keepdim=True)
+    image_end = torch.where(last_image >= 0, image_end, -1)
+
+    sign = torch.where(last_begin > image_end, 1, -1)
+    return begins.cumsum(dim=1) * inside * sign
+
+
+def combine_masks(block_ids, padding_mask, query_length, key_length, query_offset, device):
+    """Join the causal order, the action rule and the padding into one boolean mask.
+
+    Args:
+        block_ids (`torch.LongTensor` of shape `(B, S')` or `None`): action block ids of the first S' keys, cached ones
+            included; `None` leaves the action rule out.
+        padding_mask (`torch.Tensor` of shape `(B, S')` or `None`): non-zero at real tokens.
+        query_length (`int`): Q.
+        key_length (`int`): S; keys past S' (the unused end of a static cache) count as real and outside of actions.
+        query_offset (`int` or 0-dim `torch.LongTensor`): index of the first query among the keys.
+        device (`torch.device`): where to build it.
+
+    Returns:
+        `torch.BoolTensor` of shape `(B, Q, S)`, or `(1, Q, S)` when neither ids nor padding are given: True = may
+        attend. Every token may see itself, padding too, so that no row is empty.
+    """
+    keys = torch.arange(key_length, device=device)
+    queries = torch.arange(query_length, device=device) + query_offset
+    mask = (keys[None, :] <= queries[:, None])[None]
+    if block_ids is not None:
+        key_ids = _fit(block_ids, key_length, value=0)
+        query_ids = key_ids.index_select(1, queries)[:, :, None]
+        key_ids = key_ids[:, None, :]
+        mask = mask & ((key_ids == query_ids) | (key_ids == 0) | (query_ids <= 0))
+    if padding_mask is not None:
+        real = _fit(padding_mask.to(device=device, dtype=torch.bool), key_length, value=True)
+        mask = (mask & real[:, None, :]) | (keys[None, :] == queries[:, None])
+    return mask
+
+
+def _fit(tensor, length, value):
+    """Lengthen `(B, S')` to `(B, S)` with a constant."""
+    missing = length - tensor.shape[1]
+    return torch.nn.functional.pad(tensor, (0, missing), value=value) if missing > 0 else tensor
+
+
+def build_action_attention_mask(input_ids, config, attention_mask=None):
+    """Build the action attention mask of whole sequences, after checking that their markers make sense.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(B, L)`): token ids.
+        config (`WorldVLAConfig`): the marker ids.
+        attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): non-zero at real tokens. Padding is seen by no
+            other token and sees only itself.
+
+    Returns:
+        `torch.BoolTensor` of shape `(B, L, L)`: True = query (second axis) may attend to key (third axis). Pass
+        `mask[:, None]` to `forward` to use it there.
+
+    Raises:
+        ValueError: if the markers of a row are malformed; the message names row, position and reason.
+
+    References:
+        WorldVLA (arXiv 2506.21539) section 3.3; docs/attention_mask.md.
+    """
+    check_markers(input_ids, config, attention_mask)
+    block_ids = compute_action_block_ids(input_ids, config)
+    length = input_ids.shape[1]
+    return combine_masks(block_ids, attention_mask, length, length, 0, input_ids.device)
+
+
+def check_markers(input_ids, config, attention_mask=None):
+    """Refuse sequences whose image and action markers do not pair up.
+
+    A block that is still open at the end of a row is fine (a sequence cut short). An end of image without an open
+    image is read as an ordinary token.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(B, L)`): token ids.
+        config (`WorldVLAConfig`): the marker ids.
+        attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): non-zero at real tokens; the rest is not read.
+
+    Raises:
+        ValueError: if `input_ids` is not `(B, L)` whole numbers, or a marker is out of place.
+    """
+    if input_ids.ndim != 2 or input_ids.is_floating_point():
+        raise ValueError(
+            f"`input_ids` must be whole numbers of shape (batch, tokens), got {input_ids.dtype} of shape "
+            f"{tuple(input_ids.shape)}. Add the batch axis with `input_ids[None]`."
+        )
+    kind = torch.zeros_like(input_ids)
+    markers = (config.boi_token_id, config.eoi_token_id, config.boa_token_id, config.eoa_token_id)
+    for number, token_id in enumerate(markers, start=1):
+        kind = torch.where(input_ids == token_id, number, kind)
+    if attention_mask is not None:
+        kind = kind * (attention_mask != 0)
+    positions = torch.arange(kind.shape[1], device=kind.device).expand_as(kind)
+    marked = torch.where(kind > 0, positions, -1).cummax(dim=1).values
+    before = torch.cat([torch.full_like(marked[:, :1], -1), marked[:, :-1]], dim=1)
+    kind_before = torch.where(before >= 0, kind.gather(1, before.clamp(min=0)), 0)
+    wrong = ~torch.tensor(_MAY_FOLLOW, device=kind.device)[kind, kind_before]
+    if bool(wrong.any()):
+        row, position = (int(index) for index in wrong.nonzero()[0])
+        _raise_malformed(row, position, int(kind[row, position]), int(kind_before[row, position]), before, config)
+
+
+def _raise_malformed(row, position, kind, kind_before, before, config):
+    """Say what is wrong with the marker at `position` of `row`."""
+    names = ("", "begin of image", "end of image", "begin of action", "end of action")
+    fields = ("", "boi_token_id", "eoi_token_id", "boa_token_id", "eoa_token_id")
+    if kind_before in (1, 3):
+        reason = f"the {names[kind_before][9:]} block begun at position {int(before[row, position])} is not closed"
+    else:
+        reason = "no action block is open"
+    raise ValueError(
+        f"Image and action markers must pair up, but row {row} has a {names[kind]} (`{fields[kind]}` "
+        f"{getattr(config, fields[kind])}) at position {position} where {reason}. Build sequences with the processor, "
+        "or repair this one."
+    )
+
+
+__all__ = ["build_action_attention_mask", "check_markers", "combine_masks", "compute_action_block_ids"]

@@ -1,0 +1,149 @@
+"""What `predict_action_chunk` and `predict_next_frame` ask of a prompt, checked where it comes in.
+
+Shapes: B batch, P prompt tokens.
+"""
+
+import torch
+
+from .masking_worldvla import check_markers
+
+
+def check_chunk_size(chunk_size, config):
+    """Take the chunk size given, or that of the configuration.
+
+    Args:
+        chunk_size (`int` or `None`): actions to predict.
+        config (`WorldVLAConfig`): for the default.
+
+    Returns:
+        `int`: at least 1.
+
+    Raises:
+        ValueError: if it is below 1 or not a whole number.
+    """
+    if chunk_size is None:
+        return config.chunk_size
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
+        raise ValueError(
+            f"`chunk_size` must be a whole number of at least 1, got {chunk_size!r}. Leave it out to predict "
+            f"{config.chunk_size} actions (`config.chunk_size`)."
+        )
+    return chunk_size
+
+
+def check_prompt(input_ids, attention_mask, config, next_token_id, device):
+    """Check a batch of prompts and bring it to the model's device.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(B, P)`): prompts, padded on the left.
+        attention_mask (`torch.Tensor` of shape `(B, P)` or `None`): non-zero at real tokens; `None` takes leading
+            padding tokens for padding.
+        config (`WorldVLAConfig`): token ids.
+        next_token_id (`int`): the marker that will follow the prompt.
+        device (`torch.device`): where the model is.
+
+    Returns:
+        `input_ids` on the device, and a `torch.BoolTensor` of shape `(B, P)`: which tokens are real.
+
+    Raises:
+        ValueError: if something is not as said.
+    """
+    opened = torch.nn.functional.pad(input_ids, (0, 1), value=next_token_id)
+    if attention_mask is None:
+        real = (input_ids != config.pad_token_id).long().cumsum(dim=-1) > 0
+    else:
+        real = attention_mask != 0
+    if real.shape != input_ids.shape:
+        raise ValueError(
+            f"`attention_mask` must have the shape of `input_ids` {tuple(input_ids.shape)}, got {tuple(real.shape)}. "
+            "Use both as the processor returns them."
+        )
+    check_markers(opened, config, torch.nn.functional.pad(real, (0, 1), value=True))
+    if input_ids.numel() == 0:
+        raise ValueError(f"A prompt needs at least one token, got {tuple(input_ids.shape)}. Use the processor.")
+    outside = (input_ids < 0) | (input_ids >= config.vocab_size)
+    if bool(outside.any()):
+        row, position = (int(index) for index in outside.nonzero()[0])
+        raise ValueError(
+            f"Token ids must lie in 0 … {config.vocab_size - 1}, got {int(input_ids[row, position])} at position "
+            f"{position} of row {row}. Use the processor that was saved with this model."
+        )
+    if bool((real[:, :-1] & ~real[:, 1:]).any()) or not bool(real[:, -1].all()):
+        raise ValueError(
+            "Prompts must be padded on the left, got padding after real tokens. Use the processor, or a tokenizer "
+            "with `padding_side='left'`."
+        )
+    ending = input_ids[:, -1] != config.sep_token_id
+    if bool(ending.any()):
+        row = int(ending.nonzero()[0])
+        raise ValueError(
+            f"A prompt must end in the separator (`sep_token_id` {config.sep_token_id}), but row {row} ends in "
+            f"{int(input_ids[row, -1])}. Build prompts with the processor."
+        )
+    return input_ids.to(device), real.to(device)
+
+
+def check_length(real, num_new_tokens, config):
+    """Refuse prompts that leave no room for the answer.
+
+    Args:
+        real (`torch.BoolTensor` of shape `(B, P)`): which prompt tokens are real.
+        num_new_tokens (`int`): tokens of the answer.
+        config (`WorldVLAConfig`): for `max_position_embeddings`.
+
+    Raises:
+        ValueError: if prompt and answer together have more tokens than the model has positions.
+    """
+    longest = int(real.sum(dim=1).max())
+    if longest + num_new_tokens > config.max_position_embeddings:
+        raise ValueError(
+            f"Prompt and answer may have at most {config.max_position_embeddings} tokens together "
+            f"(`max_position_embeddings`), got {longest} + {num_new_tokens}. Use fewer or smaller images, a shorter "
+            "instruction or a smaller chunk."
+        )
+
+
+def last_image_size(input_ids, real, config):
+    """Read the size of the last image of every prompt, which must be one and the same.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(B, P)`): checked prompts.
+        real (`torch.BoolTensor` of shape `(B, P)`): which tokens are real.
+        config (`WorldVLAConfig`): token ids.
+
+    Returns:
+        `tuple[int, int]`: height and width, in codes.
+
+    Raises:
+        ValueError: if a prompt holds no image, its last image is not laid out as its size says, or sizes differ.
+    """
+    rows = range(len(input_ids))
+    sizes = [_row_image_size(row, input_ids[row][real[row]].tolist(), config) for row in rows]
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            "The last images of a batch must have one size, got (height x width in codes) "
+            f"{', '.join(f'{height} x {width}' for height, width in sizes)}. Call once per size."
+        )
+    return sizes[0]
+
+
+def _row_image_size(row, tokens, config):
+    """Find the last image block of one prompt and check its layout."""
+    begin = len(tokens) - 1 - tokens[::-1].index(config.boi_token_id) if config.boi_token_id in tokens else None
+    if begin is None:
+        raise ValueError(
+            f"The next frame takes its size from the last image of the prompt, but row {row} holds no image "
+            f"(`boi_token_id` {config.boi_token_id}). Give the processor at least one image."
+        )
+    end = tokens.index(config.eoi_token_id, begin)
+    grid = [token - config.grid_token_id_start for token in tokens[begin + 1 : begin + 3]]
+    height, width = (size * config.codes_per_grid_unit for size in grid) if len(grid) == 2 else (0, 0)
+    if min(height, width) < 1 or end != begin + 3 + height * (width + 1):
+        raise ValueError(
+            f"An image block must be begin, two grid sizes, rows of codes and end, but the one at real token {begin} "
+            f"of row {row} has grid sizes {grid} and {end - begin + 1} tokens. Build prompts with the processor."
+        )
+    return height, width
+
+
+__all__ = ["check_chunk_size", "check_length", "check_prompt", "last_image_size"]
