@@ -1,0 +1,150 @@
+"""Sorts out what a caller may pass to the processor: one sample or a batch, pixels or token ids.
+
+A flat list of images is one sample; a list of lists is a batch. An integer array of shape `(h, w)` is an image that is
+tokenized already, unless it is uint8: bytes are grey pixels.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+@dataclass
+class SampleInputs:
+    """What belongs to one sample.
+
+    Args:
+        images (`list`): its images, oldest first.
+        text (`str`, *optional*): the instruction.
+        actions (*optional*): its commands or action token ids, one row each.
+    """
+
+    images: list[Any]
+    text: str | None = None
+    actions: Any = None
+
+
+def is_tokenized(value: Any, ndim: int = 2) -> bool:
+    """Whether an image came as token ids.
+
+    Args:
+        value: anything.
+        ndim (`int`): 2 for one image, 3 for several in one array.
+
+    Returns:
+        `bool`: true for an integer array or tensor with that many dimensions that does not hold bytes.
+    """
+    if isinstance(value, torch.Tensor):
+        integer = not (value.is_floating_point() or value.is_complex()) and value.dtype not in (
+            torch.uint8,
+            torch.bool,
+        )
+        return integer and value.ndim == ndim
+    return (
+        isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.dtype != np.uint8 and value.ndim == ndim
+    )
+
+
+def split_batch(images: Any, text: Any, actions: Any) -> list[SampleInputs]:
+    """Sort the arguments of a call into samples.
+
+    Args:
+        images: one image, a list of images (one sample), or a list of lists of images (a batch).
+        text (`str` or `list[str]`, *optional*): one per sample.
+        actions (*optional*): rows of commands or ids; for a batch one set of rows per sample.
+
+    Returns:
+        `list[SampleInputs]`: the samples.
+
+    Raises:
+        ValueError: if there is no image, samples and flat images are mixed, or the numbers of images, texts and
+            actions disagree.
+    """
+    images, batched = _sort_images(images)
+    if not batched:
+        if isinstance(text, (list, tuple)):
+            text = _only(text, "text")
+        return [SampleInputs(list(images[0]), text, actions)]
+    texts = _one_per_sample(text, len(images), "text")
+    rows = _one_per_sample(actions, len(images), "actions")
+    return [SampleInputs(*sample) for sample in zip(images, texts, rows, strict=True)]
+
+
+def list_images(images: Any) -> list[Any]:
+    """The images of one sample as a list.
+
+    Args:
+        images: one image, a list of images, or an array of several.
+
+    Returns:
+        `list`: the images.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if images is None or (isinstance(images, (list, tuple)) and len(images) == 0):
+        raise ValueError(
+            "Expected at least one image, got none. Pass `images=[image, ...]`, for the policy the past and the "
+            "current frame, for the world model the frame to go on from."
+        )
+    if isinstance(images, (list, tuple)):
+        return list(images)
+    if _is_stack(images):
+        return list_images(list(images))
+    return [images]
+
+
+def _is_stack(value: Any) -> bool:
+    """Whether one array or tensor holds several images."""
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value.ndim == 4 or is_tokenized(value, ndim=3)
+    return False
+
+
+def _sort_images(images: Any) -> tuple[list[list[Any]], bool]:
+    """Samples of images, and whether the caller passed a batch."""
+    outer = list_images(images)
+    nested = [isinstance(item, (list, tuple)) or _is_stack(item) for item in outer]
+    if isinstance(images, (list, tuple)) and any(nested):
+        if not all(nested):
+            raise ValueError(
+                "Pass either a flat list of images (one sample) or a list of lists (a batch), got a mixture: item "
+                f"{nested.index(False)} is {_describe(outer[nested.index(False)])}, item {nested.index(True)} a list."
+            )
+        return [list_images(item) for item in outer], True
+    return [outer], False
+
+
+def _only(values: Any, what: str) -> Any:
+    """The one element of a list given for one sample."""
+    if len(values) != 1:
+        raise ValueError(
+            f"Got {len(values)} of `{what}` for one sample. A flat list of images is one sample; pass a list of lists "
+            "of images for a batch."
+        )
+    return values[0]
+
+
+def _one_per_sample(values: Any, count: int, what: str) -> list[Any]:
+    """One value per sample of a batch, or None for each."""
+    if values is None:
+        return [None] * count
+    if isinstance(values, str) or not hasattr(values, "__len__"):
+        raise ValueError(
+            f"Got {count} samples of images but one `{what}` ({_describe(values)}). Pass a list of {count}."
+        )
+    if len(values) != count:
+        raise ValueError(f"Got {count} samples of images but {len(values)} of `{what}`. Pass one per sample.")
+    return list(values)
+
+
+def _describe(value: Any) -> str:
+    """A value in few words, for messages."""
+    if isinstance(value, Image.Image):
+        return f"a PIL image of mode {value.mode}"
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return f"an array of {value.dtype} and shape {tuple(value.shape)}"
+    return repr(value) if isinstance(value, str) else f"a {type(value).__name__}"

@@ -1,0 +1,149 @@
+"""Whatever people call an image -> RGB pixels of one size, and back.
+
+Shapes: `H, W` pixels, `C` channels (1 grey, 3 RGB, 4 RGBA), `B` batch.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+_PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+_ACCEPTED = (
+    "Pass a PIL image, a NumPy array (H, W, C) or a tensor (C, H, W), uint8 or float in [0, 1], of 1, 3 or 4 channels."
+)
+# Value of a byte for the VQ-GAN, which sees colours in [-1, 1]; computed in float64 like the official code does.
+_BYTE_TO_COLOUR = ((np.arange(256) / 255.0) * 2.0 - 1.0).astype(np.float32)
+
+
+def convert_to_rgb(image: Any) -> np.ndarray:
+    """Read one image as RGB pixels. Transparent parts become white, grey is repeated.
+
+    Args:
+        image (image): `PIL.Image.Image`, `np.ndarray` of shape `(H, W)` or `(H, W, C)`, or `torch.Tensor` of shape
+            `(H, W)` or `(C, H, W)`; arrays and tensors hold uint8, or floats in [0, 1].
+
+    Returns:
+        `np.ndarray` of uint8, shape `(H, W, 3)`: its pixels.
+
+    Raises:
+        ValueError: if it cannot be read as RGB; the message says what came.
+    """
+    if isinstance(image, Image.Image):
+        return _convert_pil(image)
+    if isinstance(image, torch.Tensor):
+        pixels = image.detach().cpu()
+        pixels = pixels.float().numpy() if pixels.is_floating_point() else pixels.numpy()
+        if pixels.ndim == 3 and pixels.shape[0] not in (1, 3, 4):
+            raise ValueError(f"A tensor image must have shape (C, H, W), got {tuple(pixels.shape)}. {_ACCEPTED}")
+        pixels = pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels
+    elif isinstance(image, np.ndarray):
+        pixels = image
+    else:
+        raise ValueError(f"An image must be convertible to RGB, got {type(image).__name__}. {_ACCEPTED}")
+    return _convert_array(pixels)
+
+
+def resize_and_crop(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bring pixels to a size: shrink or grow until they cover it, then cut the centre out.
+
+    Args:
+        pixels (`np.ndarray` of uint8, shape `(H, W, 3)`): the image.
+        size (`tuple[int, int]`): wanted height and width.
+
+    Returns:
+        `np.ndarray` of uint8, shape `(*size, 3)`: the image in that size.
+
+    References:
+        Filters and rounding of the official code, whose crop is at a random place; ours is centred.
+    """
+    if pixels.shape[:2] == tuple(size):
+        return pixels
+    covering = resize_to_cover(pixels, size)
+    top, left = (covering.shape[0] - size[0]) // 2, (covering.shape[1] - size[1]) // 2
+    return np.ascontiguousarray(covering[top : top + size[0], left : left + size[1]])
+
+
+def resize_to_cover(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize pixels, in proportion, to the smallest size that covers another.
+
+    Args:
+        pixels (`np.ndarray` of uint8, shape `(H, W, 3)`): the image.
+        size (`tuple[int, int]`): height and width to cover.
+
+    Returns:
+        `np.ndarray` of uint8, shape `(>= height, >= width, 3)`: the resized image.
+    """
+    height, width = size
+    image = Image.fromarray(pixels)
+    while image.height >= 2 * height and image.width >= 2 * width:
+        image = image.resize((image.width // 2, image.height // 2), resample=Image.Resampling.BOX)
+    scale = max(height / image.height, width / image.width)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), resample=Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def convert_to_colours(pixels: np.ndarray) -> torch.Tensor:
+    """Bytes to the values that the VQ-GAN sees.
+
+    Args:
+        pixels (`np.ndarray` of uint8, shape `(B, H, W, 3)`): images.
+
+    Returns:
+        `torch.FloatTensor` of shape `(B, 3, H, W)`: colours in [-1, 1].
+    """
+    return torch.from_numpy(_BYTE_TO_COLOUR[pixels]).permute(0, 3, 1, 2).contiguous()
+
+
+def convert_to_images(colours: torch.Tensor) -> list[Image.Image]:
+    """Colours that the VQ-GAN made to pictures.
+
+    Args:
+        colours (`torch.Tensor` of shape `(B, 3, H, W)`): colours, clipped to [-1, 1].
+
+    Returns:
+        `list[PIL.Image.Image]`: B pictures in RGB.
+    """
+    bytes_ = ((colours.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return [Image.fromarray(pixels) for pixels in bytes_.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def _convert_pil(image: Image.Image) -> np.ndarray:
+    """RGB pixels of a PIL image."""
+    if image.mode not in _PIL_MODES:
+        raise ValueError(f"A PIL image must be convertible to RGB, got mode {image.mode!r}. {_ACCEPTED}")
+    if image.width == 0 or image.height == 0:
+        raise ValueError(f"An image must have pixels, got size {image.size}. {_ACCEPTED}")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        return _whiten(np.asarray(image.convert("RGBA")))
+    return np.asarray(image.convert("RGB"))
+
+
+def _convert_array(pixels: np.ndarray) -> np.ndarray:
+    """RGB pixels of an array (H, W) or (H, W, C)."""
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3, 4):
+        raise ValueError(f"An image array must have shape (H, W, C), got {pixels.shape}. {_ACCEPTED}")
+    if pixels.size == 0:
+        raise ValueError(f"An image must have pixels, got shape {pixels.shape}. {_ACCEPTED}")
+    if pixels.dtype.kind == "f":
+        if not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > 1:
+            raise ValueError(
+                f"Float images must lie in [0, 1], got values from {pixels.min()} to {pixels.max()}. Divide by 255 "
+                "or pass uint8."
+            )
+        pixels = np.round(pixels * 255).astype(np.uint8)
+    elif pixels.dtype != np.uint8:
+        raise ValueError(f"Image arrays must hold uint8 or floats, got {pixels.dtype}. {_ACCEPTED}")
+    if pixels.shape[-1] == 4:
+        return _whiten(pixels)
+    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+
+
+def _whiten(pixels: np.ndarray) -> np.ndarray:
+    """Lay RGBA pixels over white."""
+    if (pixels[..., 3] == 255).all():
+        return np.ascontiguousarray(pixels[..., :3])
+    alpha = pixels[..., 3:] / 255.0
+    return ((1 - alpha) * 255 + alpha * pixels[..., :3]).astype(np.uint8)
