@@ -1,0 +1,87 @@
+"""The options of the evaluation scripts: flat dataclasses read by `transformers.HfArgumentParser`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from transformers import HfArgumentParser
+
+from tokenization.choices_worldvla import require_choice
+
+Arguments = TypeVar("Arguments")
+
+
+@dataclass
+class RolloutArguments:
+    """Options of `evaluation/run.py`: a checkpoint acts in LIBERO."""
+
+    checkpoint: str = field(metadata={"help": "Folder or Hub id of a WorldVLA checkpoint with its processor."})
+    output_dir: str = field(metadata={"help": "Folder for episodes.jsonl, summary.json and the videos."})
+    suite: str = field(default="libero_object", metadata={"help": "LIBERO suite."})
+    task_ids: list[int] = field(default_factory=list, metadata={"help": "Tasks of the suite; all when not given."})
+    episodes: int = field(default=1, metadata={"help": "Episodes per task, from the first benchmark initial state."})
+    camera: str = field(default="agentview", metadata={"help": "Camera that the checkpoint was trained on."})
+    image_size: int = field(default=128, metadata={"help": "Pixels, height and width, that the simulator renders."})
+    chunk_size: int | None = field(default=None, metadata={"help": "K; by default the checkpoint's."})
+    n_action_steps: int | None = field(default=None, metadata={"help": "Actions of a chunk that are carried out."})
+    max_steps: int | None = field(default=None, metadata={"help": "Step limit; by default the suite's."})
+    seed: int = field(default=0, metadata={"help": "Episode k is reset with seed + k."})
+    device: str = field(default="cpu", metadata={"help": "torch device of the model."})
+
+    def __post_init__(self) -> None:
+        """Check every option before anything is loaded."""
+        require_positive(self, "episodes", "image_size", "chunk_size", "n_action_steps", "max_steps")
+
+
+@dataclass
+class ImagineArguments:
+    """Options of `evaluation/imagine.py`: a checkpoint imagines a recorded episode."""
+
+    checkpoint: str = field(metadata={"help": "Folder or Hub id of a WorldVLA checkpoint with its processor."})
+    demonstrations: str = field(metadata={"help": "HDF5 file with the recorded episode."})
+    output: str = field(metadata={"help": "MP4 file; the numbers are written beside it as JSON."})
+    episode: int = field(default=0, metadata={"help": "Number of the episode in the file, from 0."})
+    camera: str = field(default="agentview", metadata={"help": "Camera that the checkpoint was trained on."})
+    start: int = field(default=0, metadata={"help": "Step of the real frame that the rollout starts from."})
+    num_frames: int | None = field(default=None, metadata={"help": "Frames to imagine; by default to the end."})
+    device: str = field(default="cpu", metadata={"help": "torch device of the model."})
+
+    def __post_init__(self) -> None:
+        """Check every option before anything is loaded."""
+        require_positive(self, "num_frames")
+        if self.episode < 0 or self.start < 0:
+            raise ValueError(f"`--episode` and `--start` count from 0, got {self.episode} and {self.start}.")
+
+
+def require_positive(arguments: Any, *names: str) -> None:
+    """Refuse options that must be larger than zero and are not; None stands for a default.
+
+    Raises:
+        ValueError: names the first offending option and its value.
+    """
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"`--{name}` must be larger than 0, got {value}.")
+
+
+def parse_arguments(argument_class: type[Arguments], argv: Sequence[str]) -> Arguments:
+    """Read a command line into one dataclass.
+
+    Args:
+        argument_class (`type`): the dataclass.
+        argv (`Sequence[str]`): the command line without the program's name.
+
+    Returns:
+        The filled dataclass.
+
+    Raises:
+        ValueError: for an unknown flag; names the nearest one.
+    """
+    parsed, unknown = HfArgumentParser(argument_class).parse_args_into_dataclasses(
+        list(argv), return_remaining_strings=True
+    )
+    if unknown:
+        require_choice("flag", unknown[0].removeprefix("--").split("=")[0], [f.name for f in fields(argument_class)])
+        raise ValueError(f"Unexpected argument `{unknown[0]}`. Options are written `--name value`.")
+    return parsed

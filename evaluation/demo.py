@@ -1,0 +1,261 @@
+"""The whole road on one laptop: real LIBERO, demonstrations, tokens, training, a robot that moves, an imagined future.
+
+    make demo                      # or: python evaluation/demo.py --output_dir outputs/demo
+
+Each stage is a command that a user could type. Finished stages are kept; run it again and it goes on. All results lie
+in `output_dir`: rollout.mp4, imagined.mp4, report.md and the checkpoint.
+"""
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a script: import from the checkout, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from transformers.utils import logging
+
+from evaluation.arguments import parse_arguments, require_positive
+from evaluation.report import format_success, markdown_table, write_json, write_text
+
+logger = logging.get_logger("worldvla.demo")
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = "stages.json"
+HELD_OUT_SEED = 900_000  # far from the seeds of the training episodes
+
+
+@dataclass
+class DemoArguments:
+    """Options of `evaluation/demo.py`."""
+
+    output_dir: str = field(default="outputs/demo", metadata={"help": "Folder that everything lands in."})
+    suite: str = field(default="libero_object", metadata={"help": "LIBERO suite."})
+    task_id: int = field(default=0, metadata={"help": "Task of the suite."})
+    episodes: int = field(default=16, metadata={"help": "Expert episodes to learn from."})
+    vqgan_steps: int = field(default=800, metadata={"help": "Optimizer steps of the VQ-GAN."})
+    training_steps: int = field(default=1000, metadata={"help": "Optimizer steps of the model."})
+    rollouts: int = field(default=3, metadata={"help": "Benchmark initial states that the model is tried on."})
+    num_workers: int = field(default=2, metadata={"help": "Simulator processes while recording."})
+
+    def __post_init__(self) -> None:
+        """Check every option before anything is started."""
+        require_positive(self, "episodes", "vqgan_steps", "training_steps", "rollouts", "num_workers")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the road: a name and the command that takes it."""
+
+    name: str
+    title: str
+    command: list[str]
+
+
+def list_stages(arguments: DemoArguments, output: Path) -> list[Stage]:
+    """The road, command by command.
+
+    Args:
+        arguments (`DemoArguments`): sizes.
+        output (`Path`): where everything lands.
+
+    Returns:
+        `list[Stage]`: in order.
+    """
+    scene = ["--suite", arguments.suite, "--task_ids", str(arguments.task_id)]
+    record = ["evaluation/record_demonstrations.py", *scene, "--placements", "random"]
+    demonstrations, held_out, vqgan = output / "demonstrations", output / "held_out", output / "vqgan"
+    tokens, checkpoint = output / "tokens", output / "checkpoint"
+    return [
+        Stage(
+            "record",
+            "expert demonstrations in the simulator",
+            [*record, "--episodes", str(arguments.episodes), "--num_workers", str(arguments.num_workers)]
+            + ["--out", str(demonstrations)],
+        ),
+        Stage(
+            "record_held_out",
+            "one more episode, for the world model's test",
+            [*record, "--episodes", "1", "--first_seed", str(HELD_OUT_SEED), "--out", str(held_out)],
+        ),
+        Stage(
+            "vqgan",
+            "VQ-GAN on the recorded frames",
+            ["train/run_vqgan.py", "--demonstrations", str(demonstrations), "--output_dir", str(vqgan)]
+            + ["--max_steps", str(arguments.vqgan_steps)],
+        ),
+        Stage(
+            "pretokenize",
+            "demonstrations to tokens",
+            ["train/pretokenize.py", "--demonstrations", str(demonstrations), "--vq_model", str(vqgan / "vq_model")]
+            + ["--output_dir", str(tokens), "--dataset_name", arguments.suite],
+        ),
+        Stage(
+            "train",
+            "policy and world model together",
+            ["train/run.py", "train/recipes/demo.yaml", "--tokens", str(tokens), "--output_dir", str(checkpoint)]
+            + ["--max_steps", str(arguments.training_steps)],
+        ),
+        Stage(
+            "rollout",
+            "the model acts, from benchmark initial states",
+            ["evaluation/run.py", "--checkpoint", str(checkpoint), *scene, "--episodes", str(arguments.rollouts)]
+            + ["--output_dir", str(output / "rollouts")],
+        ),
+        Stage(
+            "imagine",
+            "the model imagines the held-out episode",
+            ["evaluation/imagine.py", "--checkpoint", str(checkpoint), "--demonstrations", str(held_out)]
+            + ["--output", str(output / "imagined.mp4")],
+        ),
+    ]
+
+
+def run_stages(stages: list[Stage], output: Path) -> dict[str, dict[str, Any]]:
+    """Run the stages that are not done, and remember the time each took.
+
+    Args:
+        stages (`list[Stage]`): in order.
+        output (`Path`): folder of the record `stages.json`.
+
+    Returns:
+        `dict`: by stage name: command, seconds (interrupted attempts included) and peak memory in GiB.
+
+    Raises:
+        SystemExit: with the stage's exit code when a stage fails.
+    """
+    path = output / STAGES
+    record = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    for number, stage in enumerate(stages, start=1):
+        entry = record.setdefault(stage.name, {"command": stage.command, "seconds": 0.0, "done": False})
+        if entry["done"] and entry["command"] == stage.command:
+            logger.info("[%d/%d] %s: done before", number, len(stages), stage.title)
+            continue
+        entry["command"] = stage.command
+        logger.info("[%d/%d] %s\n      python %s", number, len(stages), stage.title, " ".join(stage.command))
+        started = time.monotonic()
+        try:
+            code = subprocess.run([sys.executable, *stage.command], cwd=ROOT, check=False).returncode
+        finally:
+            entry["seconds"] = round(entry["seconds"] + time.monotonic() - started, 1)
+            write_json(path, record)
+        if code:
+            logger.error(
+                "Stage `%s` failed with exit code %d; what is finished is kept. Run again to go on.", stage.name, code
+            )
+            raise SystemExit(code)
+        entry |= {"done": True, "peak_gib": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20, 2)}
+        write_json(path, record)
+    return {stage.name: record[stage.name] for stage in stages}
+
+
+def write_report(arguments: DemoArguments, output: Path, record: dict[str, dict[str, Any]]) -> Path:
+    """Gather what the stages wrote into `report.md`.
+
+    Args:
+        arguments (`DemoArguments`): what was asked for.
+        output (`Path`): the demo's folder.
+        record (`dict`): see `run_stages`.
+
+    Returns:
+        `Path`: the report.
+    """
+    rollouts = json.loads((output / "rollouts" / "summary.json").read_text("utf-8"))
+    imagined = json.loads((output / "imagined.json").read_text("utf-8"))
+    vqgan = [json.loads(line) for line in (output / "vqgan" / "log.jsonl").read_text("utf-8").splitlines()]
+    training = json.loads((output / "checkpoint" / "training_log.json").read_text("utf-8"))
+    psnr = imagined["psnr_db"]
+    lines = [
+        "# worldvla demo",
+        f"Task {arguments.task_id} of {arguments.suite}; {arguments.episodes} expert episodes from random placements. "
+        "This is one small model trained in minutes: it shows that every part works, not how good the method is.",
+        "## The robot",
+        f"Success from benchmark initial states, none of them trained on: "
+        f"**{format_success(rollouts['successes'], rollouts['episodes'])}**. Video: rollout.mp4.",
+        "## The imagination",
+        f"{imagined['num_frames']} frames from one real frame and the recorded actions of an episode that was not "
+        f"trained on; {imagined['seconds_per_frame']:.2f} s a frame. Video: imagined.mp4 (real | imagined).",
+        markdown_table(
+            ["mean PSNR over the imagined frames", "dB"],
+            [
+                ["imagined", f"{psnr['imagined']:.2f}"],
+                ["floor: the last real frame, repeated", f"{psnr['copy_last_frame']:.2f}"],
+                ["the same floor, through the tokenizer", f"{psnr['copy_last_reconstruction']:.2f}"],
+                ["ceiling: real frames, through the tokenizer", f"{psnr['reconstruction']:.2f}"],
+            ],
+        ),
+        "## Losses",
+        markdown_table(["", "first logged", "last logged"], [*loss_rows(vqgan, training), *held_out_rows(training)]),
+        "## Time",
+        markdown_table(
+            ["stage", "seconds", "command"],
+            [
+                [name, f"{entry['seconds']:.0f}", f"`python {' '.join(entry['command'])}`"]
+                for name, entry in record.items()
+            ],
+        ),
+        f"All stages: {sum(entry['seconds'] for entry in record.values()) / 60:.1f} minutes; "
+        f"largest process: {max(entry['peak_gib'] for entry in record.values()):.1f} GiB.",
+        "## Use the checkpoint",
+        "```python\nimport modeling_worldvla, tokenization\n"
+        "from transformers import AutoModelForCausalLM, AutoProcessor\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{output / "checkpoint"}")\n'
+        f'processor = AutoProcessor.from_pretrained("{output / "checkpoint"}")\n```',
+    ]
+    write_text(output / "report.md", "\n\n".join(lines) + "\n")
+    return output / "report.md"
+
+
+def loss_rows(vqgan: list[dict[str, Any]], training: list[dict[str, Any]]) -> list[list[str]]:
+    """First and last logged value of each training loss."""
+    rows = []
+    for title, log, key in (
+        ("VQ-GAN reconstruction", vqgan, "reconstruction"),
+        ("VQ-GAN codes in use (perplexity)", vqgan, "perplexity"),
+        ("actions, nats per token", training, "loss_action"),
+        ("next frame, nats per token", training, "loss_world_model"),
+    ):
+        values = [line[key] for line in log if key in line]
+        if values:
+            rows.append([title, f"{values[0]:.3f}", f"{values[-1]:.3f}"])
+    return rows
+
+
+def held_out_rows(training: list[dict[str, Any]]) -> list[list[str]]:
+    """What the last evaluation on held-out trajectories found."""
+    values = {key: value for line in training for key, value in line.items() if key.startswith("eval_val_ind_")}
+    shown = ("loss_action", "loss_world_model", "accuracy_action", "accuracy_world_model")
+    return [
+        [f"held-out trajectories: {name}", "", f"{values[f'eval_val_ind_{name}']:.3f}"]
+        for name in shown
+        if f"eval_val_ind_{name}" in values
+    ]
+
+
+def choose_rollout_video(output: Path) -> Path:
+    """The video of the first success, or of the first episode where there was none."""
+    records = [json.loads(line) for line in (output / "rollouts" / "episodes.jsonl").read_text("utf-8").splitlines()]
+    chosen = next((record for record in records if record["success"]), records[0])
+    return output / "rollouts" / f"task{chosen['task_id']}_state{chosen['initial_state']}.mp4"
+
+
+def main(argv: list[str]) -> None:
+    """Command line entry."""
+    logging.set_verbosity_info()
+    arguments = parse_arguments(DemoArguments, argv)
+    output = Path(arguments.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    record = run_stages(list_stages(arguments, output), output)
+    shutil.copyfile(choose_rollout_video(output), output / "rollout.mp4")
+    report = write_report(arguments, output, record)
+    logger.info("done: %s, rollout.mp4, imagined.mp4 and checkpoint/ in %s", report.name, output)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

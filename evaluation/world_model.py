@@ -1,0 +1,94 @@
+"""Rolling the world model out over a recorded episode, and how close it stays.
+
+Shapes: `N` imagined frames, `H, W` pixels, `h, w` image tokens, `D` action dimensions.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@torch.inference_mode()
+def imagine_episode(
+    model: Any,
+    processor: Any,
+    first_frame: np.ndarray,
+    actions: np.ndarray,
+    on_frame: Callable[[int], None] = lambda frame: None,
+) -> np.ndarray:
+    """Predict frame after frame from one real frame and the recorded actions.
+
+    Every predicted frame is handed on as tokens; it is decoded to pixels only to be looked at.
+
+    Args:
+        model (`WorldVLAForCausalLM`): the model.
+        processor (`WorldVLAProcessor`): its processor.
+        first_frame (`np.ndarray` of shape `(H, W, 3)`): uint8, upright.
+        actions (`np.ndarray` of shape `(N, D)`): commands in the data set's units.
+        on_frame (`Callable[[int], None]`): called after every frame with its number, for progress.
+
+    Returns:
+        `np.ndarray` of shape `(N + 1, H, W, 3)`: uint8; the first is the reconstruction of `first_frame`.
+    """
+    frame = processor.encode_images([first_frame])
+    frames = [frame]
+    for number, action in enumerate(actions, start=1):
+        inputs = processor(images=[frame[0]], actions=action[None], role="world_model", return_tensors="pt")
+        frame = model.predict_next_frame(**inputs.to(model.device)).to(frame.device)
+        frames.append(frame)
+        on_frame(number)
+    return decode_frames(processor, torch.cat(frames))
+
+
+def reconstruct(processor: Any, frames: np.ndarray) -> np.ndarray:
+    """Encode and decode frames: the best that the world model's pictures can be.
+
+    Args:
+        processor (`WorldVLAProcessor`): holds the VQ-GAN.
+        frames (`np.ndarray` of shape `(N, H, W, 3)`): uint8.
+
+    Returns:
+        `np.ndarray` of shape `(N, H, W, 3)`: uint8.
+    """
+    return decode_frames(processor, processor.encode_images(list(frames)))
+
+
+def fit_frames(processor: Any, frames: np.ndarray) -> np.ndarray:
+    """Bring real frames to the size that the model works at, as the image tokenizer does.
+
+    Args:
+        processor (`WorldVLAProcessor`): holds the image tokenizer.
+        frames (`np.ndarray` of shape `(N, H, W, 3)`): uint8, of any size.
+
+    Returns:
+        `np.ndarray`: uint8, of the processor's image size.
+    """
+    pixels = processor.image_tokenizer.preprocess(list(frames)).cpu().numpy()
+    return np.round((pixels.transpose(0, 2, 3, 1) + 1) * 127.5).clip(0, 255).astype(np.uint8)
+
+
+def decode_frames(processor: Any, token_ids: torch.Tensor) -> np.ndarray:
+    """Image token ids `(N, h, w)` to uint8 frames `(N, H, W, 3)`."""
+    return np.stack([np.asarray(picture) for picture in processor.decode_images(token_ids)])
+
+
+def psnr(frames: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio of each frame.
+
+    Args:
+        frames (`np.ndarray` of shape `(N, H, W, 3)`): uint8.
+        reference (`np.ndarray` of shape `(N, H, W, 3)`): uint8.
+
+    Returns:
+        `np.ndarray` of shape `(N,)`: decibels; infinite where the frames are equal.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if frames.shape != reference.shape:
+        raise ValueError(f"Cannot compare frames of shape {frames.shape} with frames of shape {reference.shape}.")
+    squared_error = np.square(frames.astype(np.float64) - reference.astype(np.float64)).mean(axis=(1, 2, 3))
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(255**2 / squared_error)

@@ -1,0 +1,89 @@
+import pytest
+
+from train.arguments import (
+    DataArguments,
+    ModelArguments,
+    PretokenizeArguments,
+    VQGANArguments,
+    WorldVLATrainingArguments,
+    parse_arguments,
+)
+
+CLASSES = [ModelArguments, DataArguments, WorldVLATrainingArguments]
+
+
+def write_recipe(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_flags_beat_the_recipe_and_the_recipe_beats_defaults(tmp_path):
+    recipe = write_recipe(tmp_path, "hidden_size: 64\nnum_hidden_layers: 3\nlearning_rate: 1e-3\nswin_norm: true\n")
+    model, data, training = parse_arguments(CLASSES, [recipe, "--tokens", "t", "--hidden_size", "32"])
+    assert (model.hidden_size, model.num_hidden_layers, model.swin_norm) == (32, 3, True)
+    assert model.intermediate_size == ModelArguments().intermediate_size
+    assert data.tokens == "t"
+    assert training.learning_rate == pytest.approx(1e-3)
+
+
+def test_recipe_lists_become_several_values(tmp_path):
+    recipe = write_recipe(tmp_path, "demonstrations: [a.hdf5, b.hdf5]\noutput_dir: out\n")
+    (arguments,) = parse_arguments([VQGANArguments], [recipe])
+    assert arguments.demonstrations == ["a.hdf5", "b.hdf5"]
+
+
+def test_shipped_recipes_parse():
+    from pathlib import Path
+
+    import train
+
+    recipes = sorted(Path(train.__file__).parent.glob("recipes/*.yaml"))
+    assert recipes
+    for recipe in recipes:
+        parse_arguments(CLASSES, [str(recipe), "--tokens", "t"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hiden_size: 3\n", r"Unknown key in recipe .*`hiden_size`.*Did you mean `hidden_size`\?"),
+        ("- 3\n", "must be a mapping of option: value, got list"),
+    ],
+)
+def test_bad_recipes_are_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(CLASSES, [write_recipe(tmp_path, text)])
+
+
+def test_missing_recipe_is_named():
+    with pytest.raises(FileNotFoundError, match="No recipe at `nowhere.yaml`"):
+        parse_arguments(CLASSES, ["nowhere.yaml"])
+
+
+def test_unknown_flag_names_the_nearest():
+    with pytest.raises(ValueError, match=r"Unknown flag `chunk_sise`.*Did you mean `chunk_size`\?"):
+        parse_arguments(CLASSES, ["--tokens", "t", "--chunk_sise", "3"])
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: DataArguments(tokens="t", chunk_size=0), "`--chunk_size` must be larger than 0, got 0"),
+        (lambda: DataArguments(tokens="t", tail="cut"), "Unknown tail `cut`"),
+        (
+            lambda: DataArguments(tokens="t", policy_samples=False, world_model_samples=False),
+            "Nothing to train",
+        ),
+        (lambda: ModelArguments(world_model_loss_weight=-0.1), "must not be negative, got -0.1"),
+        (lambda: VQGANArguments(["d"], "o", preset="tiny"), "Unknown VQ-GAN preset `tiny`.*Did you mean `tiny-128`"),
+        (lambda: VQGANArguments(["d"], "o", max_steps=0), "`--max_steps` must be larger than 0"),
+        (lambda: PretokenizeArguments(["d"], "o"), "exactly one of `--vq_model`"),
+        (lambda: PretokenizeArguments(["d"], "o", vq_model="v", processor="p"), "exactly one of `--vq_model`"),
+        (lambda: PretokenizeArguments(["d"], "o", vq_model="v", split="offical"), "Did you mean `official`"),
+        (lambda: PretokenizeArguments(["d"], "o", vq_model="v", validation_fraction=1.0), r"must lie in \[0, 1\)"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_loaded(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

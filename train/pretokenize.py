@@ -1,0 +1,243 @@
+"""Turn demonstrations into an on-disk data set of tokens: every frame is encoded once.
+
+    python train/pretokenize.py --demonstrations demos/ --vq_model vqgan/ --output_dir tokens/
+
+Finished source files are kept in `shards/`, named by what they hold and by the tokenizer that made them, so an
+interrupted run goes on where it stopped and nothing is encoded twice.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a script: import from the checkout, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import datasets
+import numpy as np
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from tokenization import (
+    VocabularyLayout,
+    WorldVLAProcessor,
+    list_prompts,
+    load_vq_model,
+    measure_action_limits,
+    render_prompt,
+    train_text_tokenizer,
+)
+from tokenization.demonstrations import Demonstration, find_demonstration_files, read_demonstrations
+from train.arguments import PretokenizeArguments, parse_arguments
+from train.atomic_files import new_folder, write_json
+from train.episodes import DATA_CARD, EPISODES, PROCESSOR
+
+logger = logging.get_logger("worldvla.pretokenize")
+
+FEATURES = datasets.Features(
+    {
+        "task": datasets.Value("string"),
+        "episode": datasets.Value("string"),
+        "instruction": datasets.Value("string"),
+        "num_steps": datasets.Value("int32"),
+        "image_token_ids": datasets.Sequence(datasets.Value("uint16")),
+        "actions": datasets.Sequence(datasets.Value("float32")),
+    }
+)
+
+
+def iterate_rows(path: Path, camera: str, processor: WorldVLAProcessor, batch_size: int) -> Iterator[dict[str, Any]]:
+    """Tokenize one HDF5 file, episode by episode.
+
+    Args:
+        path (`Path`): the file.
+        camera (`str`): whose frames.
+        processor (`WorldVLAProcessor`): encodes the frames.
+        batch_size (`int`): frames per call of the encoder; bounds the memory.
+
+    Yields:
+        `dict`: one row of `FEATURES`.
+    """
+    demonstrations = read_demonstrations(path)
+    for demonstration in tqdm(demonstrations, desc=f"tokenize {path.stem}", unit="episode"):
+        frames = demonstration.frames(camera)
+        batches = [frames[start : start + batch_size] for start in range(0, len(frames), batch_size)]
+        token_ids = np.concatenate([np.asarray(processor.encode_images(list(batch))) for batch in batches])
+        yield {
+            "task": path.stem,
+            "episode": demonstration.name,
+            "instruction": demonstration.instruction,
+            "num_steps": len(frames),
+            "image_token_ids": token_ids.astype(np.uint16).reshape(-1),
+            "actions": demonstration.actions.astype(np.float32).reshape(-1),
+        }
+
+
+def tokenize_file(path: Path, shards: Path, arguments: PretokenizeArguments, processor: WorldVLAProcessor) -> Path:
+    """Tokenize one file into a shard, unless a finished shard of the same content is there.
+
+    Args:
+        path (`Path`): the HDF5 file.
+        shards (`Path`): folder of the shards.
+        arguments (`PretokenizeArguments`): camera and batch size.
+        processor (`WorldVLAProcessor`): encodes the frames.
+
+    Returns:
+        `Path`: the shard's folder.
+    """
+    content = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            content.update(block)
+    content.update(f"{processor.image_token_hash()}:{arguments.camera}".encode())
+    shard = shards / f"{path.stem}-{content.hexdigest()[:16]}"
+    if shard.exists():
+        logger.info("%s: already tokenized", path.name)
+        return shard
+    rows = list(iterate_rows(path, arguments.camera, processor, arguments.batch_size))
+    with new_folder(shard) as folder:
+        datasets.Dataset.from_list(rows, features=FEATURES).save_to_disk(str(folder))
+    return shard
+
+
+def assign_splits(lengths: list[int], arguments: PretokenizeArguments) -> list[list[str]]:
+    """Decide for every trajectory of every task which split it belongs to.
+
+    Args:
+        lengths (`list[int]`): trajectories of each task, tasks in order.
+        arguments (`PretokenizeArguments`): kind of split, share and seed.
+
+    Returns:
+        `list[list[str]]`: `train`, `val_ind` or `val_ood` for each trajectory of each task.
+
+    References:
+        Official: the first 90 % of tasks x the first 90 % of trajectories train; the other trajectories of those tasks
+        are `val_ind`; the last 10 % of tasks are `val_ood`.
+    """
+    generator = np.random.default_rng(arguments.seed)
+    train_tasks = len(lengths)
+    if arguments.split == "official":
+        train_tasks = max(1, int(len(lengths) * 0.9))
+    splits = []
+    for task, length in enumerate(lengths):
+        if task >= train_tasks:
+            splits.append(["val_ood"] * length)
+            continue
+        fraction = 0.1 if arguments.split == "official" else arguments.validation_fraction
+        held_out = min(max(round(length * fraction), int(fraction > 0)), length - 1)
+        order = np.arange(length) if arguments.split == "official" else generator.permutation(length)
+        names = np.array(["train"] * length, dtype=object)
+        names[order[length - held_out :]] = "val_ind"
+        splits.append(names.tolist())
+    return splits
+
+
+def build_processor(
+    arguments: PretokenizeArguments, tasks: list[list[Demonstration]], splits: list[list[str]]
+) -> WorldVLAProcessor:
+    """Load the processor that was asked for, or build one around the VQ-GAN; the action limits come from `train`.
+
+    Args:
+        arguments (`PretokenizeArguments`): where the parts are.
+        tasks (`list[list[Demonstration]]`): the demonstrations of each task.
+        splits (`list[list[str]]`): see `assign_splits`.
+
+    Returns:
+        `WorldVLAProcessor`: complete, with limits under `arguments.dataset_name`.
+    """
+    if arguments.processor is not None:
+        return WorldVLAProcessor.from_pretrained(arguments.processor)
+    vq_model = load_vq_model(arguments.vq_model)
+    layout = VocabularyLayout.compact(vq_model.config.num_vq_embeddings, arguments.num_text_tokens)
+    instructions = sorted({demonstration.instruction for task in tasks for demonstration in task})
+    prompts = [render_prompt("policy", task=instruction) for instruction in instructions] + list_prompts("world_model")
+    training = [
+        demonstration.actions
+        for task, names in zip(tasks, splits, strict=True)
+        for demonstration, name in zip(task, names, strict=True)
+        if name == "train"
+    ]
+    return WorldVLAProcessor(
+        # A corpus of prompts alone: every pair counts, so that an instruction becomes a few tokens.
+        train_text_tokenizer(prompts, layout, min_frequency=1),
+        vocabulary=layout,
+        action_limits={arguments.dataset_name: measure_action_limits(np.concatenate(training))},
+        binning=arguments.binning,
+        image_size=tasks[0][0].frames(arguments.camera).shape[1:3],
+        vq_model=vq_model,
+    )
+
+
+def pretokenize(arguments: PretokenizeArguments) -> Path:
+    """Tokenize every file, split, and write data set, processor and data card.
+
+    Args:
+        arguments (`PretokenizeArguments`): all options.
+
+    Returns:
+        `Path`: the finished folder.
+
+    Raises:
+        ValueError: if a demonstration file is damaged (names the file and what is wrong with it).
+    """
+    output = Path(arguments.output_dir)
+    shards = output / "shards"
+    shards.mkdir(parents=True, exist_ok=True)
+    files = find_demonstration_files(arguments.demonstrations)
+    tasks = [list(read_demonstrations(file)) for file in files]
+    splits = assign_splits([len(task) for task in tasks], arguments)
+    processor = build_processor(arguments, tasks, splits)
+    tokenized = datasets.concatenate_datasets(
+        [datasets.load_from_disk(str(tokenize_file(file, shards, arguments, processor))) for file in files]
+    )
+    names = np.concatenate([np.array(task, dtype=object) for task in splits])
+    chosen = {name: np.flatnonzero(names == name) for name in dict.fromkeys(names)}
+    with new_folder(output / PROCESSOR) as folder:
+        processor.save_pretrained(folder)
+    with new_folder(output / EPISODES) as folder:
+        datasets.DatasetDict({name: tokenized.select(rows) for name, rows in chosen.items()}).save_to_disk(str(folder))
+    write_json(output / DATA_CARD, describe(arguments, files, tasks, processor, chosen))
+    return output
+
+
+def describe(
+    arguments: PretokenizeArguments,
+    files: list[Path],
+    tasks: list[list[Demonstration]],
+    processor: WorldVLAProcessor,
+    chosen: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    """What the data card says: how the tokens were made, and how many there are."""
+    height, width = tasks[0][0].frames(arguments.camera).shape[1:3]
+    actions = np.concatenate([demonstration.actions for task in tasks for demonstration in task])
+    grid = processor.encode_images([np.zeros((height, width, 3), np.uint8)]).shape[1:]
+    return {
+        "dataset_name": arguments.dataset_name,
+        "camera": arguments.camera,
+        "grid": list(grid),
+        "image_token_hash": processor.image_token_hash(),
+        "sources": [{"file": file.name, "episodes": len(task)} for file, task in zip(files, tasks, strict=True)],
+        "splits": {name: len(rows) for name, rows in chosen.items()},
+        "steps": len(actions),
+        "clipped_action_values": int(
+            processor.action_tokenizer.count_clipped(actions, arguments.dataset_name)  # type: ignore[union-attr]
+        ),
+        "made_with": asdict(arguments),
+    }
+
+
+def main(argv: list[str]) -> None:
+    """Command line entry."""
+    logging.set_verbosity_info()
+    (arguments,) = parse_arguments([PretokenizeArguments], argv)
+    folder = pretokenize(arguments)
+    card = json.loads((folder / DATA_CARD).read_text("utf-8"))
+    logger.info("%d steps, episodes per split %s, in %s", card["steps"], card["splits"], folder)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

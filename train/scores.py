@@ -1,0 +1,85 @@
+"""How well labelled tokens are predicted, role by role, with the true past given (teacher forcing).
+
+Shapes: `B` samples, `L` tokens, `N` labelled tokens, `V` vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn import functional as F
+
+from modeling_worldvla.loss_worldvla import world_model_rows
+from train.collation import IGNORED_LABEL
+
+ROLES = ("action", "world_model")
+
+
+class LabelScores(torch.nn.Module):
+    """Sums over an evaluation: cross-entropy, hits and counts per role, and the distance of action bins.
+
+    Args:
+        config (`WorldVLAConfig`): token ids and the weight of the world model's loss.
+    """
+
+    sums: Tensor
+    bins: Tensor
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("sums", torch.zeros(len(ROLES), 3))  # cross-entropy, hits, count
+        self.register_buffer("bins", torch.zeros(2))  # bin distance, count
+
+    def update(self, model: Any, inputs: dict[str, Tensor]) -> None:
+        """Add one batch.
+
+        Args:
+            model (`WorldVLAForCausalLM`): the model.
+            inputs (`dict`): `input_ids`, `attention_mask` and `labels`, each `(B, L)`.
+        """
+        hidden = model.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
+        labels = inputs["labels"][:, 1:]
+        labelled = labels != IGNORED_LABEL
+        targets = labels[labelled]
+        logits = model.lm_head(hidden[:, :-1][labelled]).float()
+        is_world = world_model_rows(inputs["labels"], self.config).expand_as(labelled)[labelled]
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        hits = (logits.argmax(-1) == targets).float()
+        for role, selected in enumerate((~is_world, is_world)):
+            self.sums[role] += torch.stack([losses[selected].sum(), hits[selected].sum(), selected.sum()])
+        self._add_bins(logits, targets, ~is_world)
+
+    def _add_bins(self, logits: Tensor, targets: Tensor, is_policy: Tensor) -> None:
+        """Compare the best action bin with the true one, where an action bin is asked for."""
+        first = self.config.action_token_id_start
+        last = first + self.config.num_action_tokens
+        asked = is_policy & (targets >= first) & (targets < last)
+        distance = (logits[asked, first:last].argmax(-1) - (targets[asked] - first)).abs()
+        self.bins += torch.stack([distance.sum(), asked.sum()])
+
+    def reduce(self, accelerator: Accelerator) -> "LabelScores":
+        """Sum over all processes, in place."""
+        self.sums = accelerator.reduce(self.sums, "sum")
+        self.bins = accelerator.reduce(self.bins, "sum")
+        return self
+
+    def metrics(self) -> dict[str, float]:
+        """Means over what was added; a role without samples is left out.
+
+        Returns:
+            `dict[str, float]`: `loss_<role>` (nats per token), `accuracy_<role>`, `action_bin_error` (mean distance in
+            bins) and `loss`, their weighted sum as in training.
+        """
+        metrics = {"loss": 0.0}
+        for role, weight, (loss, hits, count) in zip(
+            ROLES, (1.0, self.config.world_model_loss_weight), self.sums.tolist(), strict=True
+        ):
+            if count:
+                metrics |= {f"loss_{role}": loss / count, f"accuracy_{role}": hits / count}
+                metrics["loss"] += weight * loss / count
+        distance, count = self.bins.tolist()
+        if count:
+            metrics["action_bin_error"] = distance / count
+        return metrics
