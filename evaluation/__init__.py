@@ -1,0 +1,1 @@
+"""How the model is judged: the LIBERO simulator, the scripted expert, rollouts and reports."""

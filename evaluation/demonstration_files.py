@@ -1,0 +1,180 @@
+"""Writes demonstrations in LIBERO's own HDF5 layout, never leaving a half-written file at a final name.
+
+Each episode is first written to a file of its own; when a task has enough of them they are joined into
+`<task name>_demo.hdf5`. Both steps write under a temporary name and then rename.
+Shape legend: `T` steps, `H`, `W` pixels, `S` numbers of a simulator state.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from evaluation.libero_env import quaternion_to_axis_angle
+from evaluation.libero_setup import LiberoTask
+
+CAMERA_KEYS = {"agentview": "agentview_rgb", "wrist": "eye_in_hand_rgb"}
+
+
+@dataclass
+class RecordedEpisode:
+    """A successful episode; entry t of every array belongs to the moment before action t.
+
+    Attributes:
+        seed (`int`): seed of its reset.
+        initial_state (`int`): number of its benchmark state, -1 for a random placement.
+        actions (`np.ndarray` of shape `(T, 7)`): commands.
+        states (`np.ndarray` of shape `(T, S)`): simulator states.
+        robot (`dict`): the robot's observations, arrays `(T, ...)` under robosuite's names.
+        frames (`dict`): upright `uint8` images `(T, H, W, 3)` by camera.
+    """
+
+    seed: int
+    initial_state: int
+    actions: np.ndarray
+    states: np.ndarray
+    robot: dict[str, np.ndarray]
+    frames: dict[str, np.ndarray]
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let a function write a file under a temporary name, then move it to its place.
+
+    Args:
+        path (`Path`): the final name; its folder must exist.
+        write (`Callable`): receives the temporary path.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_episode(path: Path, episode: RecordedEpisode) -> None:
+    """Write one episode to a file of its own.
+
+    Args:
+        path (`Path`): the file.
+        episode (`RecordedEpisode`): the episode.
+    """
+    write_atomically(path, lambda temporary: _write_episode(temporary, episode))
+
+
+def _write_episode(path: Path, episode: RecordedEpisode) -> None:
+    num_steps = len(episode.actions)
+    finished = np.zeros(num_steps, np.uint8)
+    finished[-1] = 1
+    robot = episode.robot
+    position, quaternion = robot["robot0_eef_pos"], robot["robot0_eef_quat"]
+    orientation = np.stack([quaternion_to_axis_angle(row) for row in quaternion])
+    with h5py.File(path, "w") as file:
+        group = file.create_group("episode")
+        group.attrs["num_samples"] = num_steps
+        group.attrs["init_state"] = episode.states[0]
+        group.attrs["seed"] = episode.seed
+        group.attrs["initial_state"] = episode.initial_state
+        group["actions"] = episode.actions
+        group["states"] = episode.states
+        group["robot_states"] = np.concatenate([robot["robot0_gripper_qpos"], position, quaternion], axis=1)
+        group["rewards"] = finished
+        group["dones"] = finished
+        observations = group.create_group("obs")
+        observations["ee_states"] = np.concatenate([position, orientation], axis=1)
+        observations["ee_pos"] = position
+        observations["ee_ori"] = orientation
+        observations["gripper_states"] = robot["robot0_gripper_qpos"]
+        observations["joint_states"] = robot["robot0_joint_pos"]
+        for camera, frames in episode.frames.items():
+            observations.create_dataset(
+                CAMERA_KEYS[camera],
+                data=frames[:, ::-1, ::-1],  # as MuJoCo renders them
+                chunks=(1, *frames.shape[1:]),
+                compression="gzip",
+                compression_opts=4,
+            )
+
+
+def join_episodes(path: Path, parts: Sequence[Path], task: LiberoTask, settings: dict[str, Any]) -> None:
+    """Join episode files into one demonstration file of a task.
+
+    Args:
+        path (`Path`): the demonstration file.
+        parts (`Sequence[Path]`): episode files, in order.
+        task (`LiberoTask`): the task.
+        settings (`dict`): what the recorder was asked for and what it found, kept as JSON in the attribute `recorder`.
+    """
+    write_atomically(path, lambda temporary: _join_episodes(temporary, parts, task, settings))
+
+
+def _join_episodes(path: Path, parts: Sequence[Path], task: LiberoTask, settings: dict[str, Any]) -> None:
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        total = 0
+        for number, part in enumerate(parts):
+            with h5py.File(part, "r") as source:
+                source.copy("episode", data, name=f"demo_{number}")
+            total += int(data[f"demo_{number}"].attrs["num_samples"])
+        data.attrs["num_demos"] = len(parts)
+        data.attrs["total"] = total
+        data.attrs["tag"] = "libero-v1"
+        data.attrs["macros_image_convention"] = "opengl"
+        data.attrs["recorder"] = json.dumps(settings)
+        _write_task_attributes(data, task, settings)
+
+
+def _write_task_attributes(data: h5py.Group, task: LiberoTask, settings: dict[str, Any]) -> None:
+    from libero.libero.envs.bddl_utils import get_problem_info
+
+    bddl_file = Path(task.bddl_file)
+    relative = f"bddl_files/{bddl_file.parent.name}/{bddl_file.name}"  # the same bytes on every machine
+    problem = get_problem_info(task.bddl_file)
+    size = settings["image_size"]
+    data.attrs["bddl_file_name"] = relative
+    data.attrs["bddl_file_content"] = bddl_file.read_text()
+    data.attrs["problem_info"] = json.dumps(
+        {
+            "problem_name": problem["problem_name"],
+            "domain_name": problem["domain_name"],
+            "language_instruction": task.instruction,
+        }
+    )
+    data.attrs["env_name"] = problem["problem_name"]
+    data.attrs["env_args"] = json.dumps(
+        {
+            "type": 1,
+            "env_name": problem["problem_name"],
+            "problem_name": problem["problem_name"],
+            "bddl_file": relative,
+            "env_kwargs": {
+                "robots": ["Panda"],
+                "controller": "OSC_POSE",
+                "control_freq": 20,
+                "camera_names": ["agentview", "robot0_eye_in_hand"],
+                "camera_heights": size,
+                "camera_widths": size,
+            },
+        }
+    )
+
+
+def read_recorder_settings(path: Path) -> dict[str, Any] | None:
+    """What the recorder noted in a finished demonstration file.
+
+    Args:
+        path (`Path`): the file.
+
+    Returns:
+        `dict`, or `None` where the file is not one of the recorder's.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            return json.loads(file["data"].attrs["recorder"])
+    except (OSError, KeyError):
+        return None

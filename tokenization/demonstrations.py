@@ -1,0 +1,260 @@
+"""Reads demonstrations in LIBERO's own HDF5 layout. Does not travel to the Hub.
+
+Layout: `data/demo_N/{actions, states, obs/{agentview_rgb, eye_in_hand_rgb, ee_states, gripper_states, ...}}`, the
+instruction in the attribute `problem_info` of `data`. Shape legend: `T` steps, `H`, `W` pixels, `S` state numbers.
+
+Timing: frame t is what was seen before action t; frame t + 1 follows action t.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import h5py
+import numpy as np
+
+CAMERA_KEYS = {"agentview": "agentview_rgb", "wrist": "eye_in_hand_rgb"}
+ACTION_DIM = 7
+# Upright for the field is MuJoCo's picture turned by 180 degrees; `opencv` files are already flipped top to bottom.
+_UPRIGHT = {"opengl": (slice(None, None, -1), slice(None, None, -1)), "opencv": (slice(None), slice(None, None, -1))}
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One recorded episode. Arrays are read from the file when they are asked for, so it is cheap and can be pickled.
+
+    Attributes:
+        path (`str`): the file.
+        name (`str`): the episode's group, such as `demo_0`.
+        instruction (`str`): what the robot was told.
+        num_steps (`int`): T.
+        cameras (`tuple[str, ...]`): the cameras that were recorded.
+        image_convention (`str`): how the file stores images, `opengl` or `opencv`.
+    """
+
+    path: str
+    name: str
+    instruction: str
+    num_steps: int
+    cameras: tuple[str, ...]
+    image_convention: str = "opengl"
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def _read(self, key: str, steps: slice = slice(None)) -> np.ndarray:
+        with _open(self.path) as file:
+            group = file["data"][self.name]
+            if key not in group:
+                raise ValueError(_missing(self.path, f"data/{self.name}/{key}"))
+            try:
+                return group[key][steps]
+            except OSError as error:
+                raise ValueError(
+                    f"`{self.path}`: `data/{self.name}/{key}` cannot be read ({error}). {_AGAIN}"
+                ) from error
+
+    @property
+    def actions(self) -> np.ndarray:
+        """Commands, `float32 (T, 7)`: position deltas, rotation deltas, gripper (-1 open ... +1 close)."""
+        return self._read("actions").astype(np.float32)
+
+    @property
+    def states(self) -> np.ndarray:
+        """The simulator's flattened states before each action, `float64 (T, S)`."""
+        return self._read("states")
+
+    @property
+    def proprioception(self) -> np.ndarray:
+        """What the robot felt, `float32 (T, 8)`: hand position, hand orientation (axis * angle), finger joints."""
+        parts = [self._read("obs/ee_states"), self._read("obs/gripper_states")]
+        return np.concatenate(parts, axis=1).astype(np.float32)
+
+    def frames(self, camera: str = "agentview", steps: slice = slice(None)) -> np.ndarray:
+        """Images of one camera.
+
+        Args:
+            camera (`str`): `agentview` or `wrist`.
+            steps (`slice`): which steps; all by default.
+
+        Returns:
+            `np.ndarray` of shape `(T, H, W, 3)`: `uint8`, upright.
+
+        Raises:
+            ValueError: if the camera is unknown or was not recorded.
+        """
+        if camera not in self.cameras:
+            listed = ", ".join(f"`{name}`" for name in self.cameras)
+            raise ValueError(f"`{self.path}` has no camera `{camera}` in `{self.name}`. Recorded were: {listed}.")
+        stored = self._read(f"obs/{CAMERA_KEYS[camera]}", steps)
+        vertical, horizontal = _UPRIGHT[self.image_convention]
+        return np.ascontiguousarray(stored[:, vertical, horizontal])
+
+
+class Demonstrations(Sequence[Demonstration]):
+    """The episodes of one file, in the order of their numbers.
+
+    Args:
+        path (`str`): the file.
+        episodes (`Sequence[Demonstration]`): its episodes.
+    """
+
+    def __init__(self, path: str, episodes: Sequence[Demonstration]):
+        self.path = path
+        self._episodes = tuple(episodes)
+
+    @property
+    def instruction(self) -> str:
+        """What the robot was told in this file."""
+        return self._episodes[0].instruction
+
+    def __len__(self) -> int:
+        return len(self._episodes)
+
+    @overload
+    def __getitem__(self, index: int) -> Demonstration: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Demonstrations": ...
+
+    def __getitem__(self, index: int | slice) -> "Demonstration | Demonstrations":
+        if isinstance(index, slice):
+            return Demonstrations(self.path, self._episodes[index])
+        return self._episodes[index]
+
+    def __iter__(self) -> Iterator[Demonstration]:
+        return iter(self._episodes)
+
+
+_AGAIN = "Record or download the file again."
+
+
+def _missing(path: str, key: str) -> str:
+    return f"`{path}` lacks the key `{key}`. It is not a complete LIBERO demonstration file. {_AGAIN}"
+
+
+def _open(path: str) -> h5py.File:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no demonstration file `{path}`.")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(
+            f"`{path}` is not a readable HDF5 file: truncated or of another kind ({error}). {_AGAIN}"
+        ) from error
+
+
+def read_demonstrations(path: str | Path) -> Demonstrations:
+    """Open a demonstration file and check it.
+
+    Checked at once: that the file is complete, that no key is missing, that all arrays of an episode have the same
+    length and the right width, that actions are finite. Images are read, episode by episode, only when asked for.
+
+    Args:
+        path (`str` or `Path`): an HDF5 file in LIBERO's layout.
+
+    Returns:
+        `Demonstrations`: a lazy sequence of `Demonstration`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file fails a check; the message names the key.
+    """
+    path = str(path)
+    with _open(path) as file:
+        if "data" not in file:
+            raise ValueError(_missing(path, "data"))
+        data = file["data"]
+        instruction = _read_instruction(path, data)
+        convention = str(data.attrs.get("macros_image_convention", "opengl"))
+        if convention not in _UPRIGHT:
+            raise ValueError(
+                f"`{path}` stores images in the convention `{convention}`. Known are: {', '.join(_UPRIGHT)}."
+            )
+        names = sorted((name for name in data if name.startswith("demo_")), key=lambda name: int(name[5:]))
+        if not names:
+            raise ValueError(_missing(path, "data/demo_0"))
+        episodes = []
+        for name in names:
+            num_steps, cameras = _check_episode(path, name, data[name])
+            episodes.append(Demonstration(path, name, instruction, num_steps, cameras, convention))
+    return Demonstrations(path, episodes)
+
+
+def _read_instruction(path: str, data: h5py.Group) -> str:
+    if "problem_info" not in data.attrs:
+        raise ValueError(_missing(path, "data.attrs['problem_info']"))
+    try:
+        instruction = json.loads(data.attrs["problem_info"])["language_instruction"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(_missing(path, "data.attrs['problem_info']['language_instruction']")) from error
+    return "".join(instruction).strip().strip('"')
+
+
+def _check_episode(path: str, name: str, group: Any) -> tuple[int, tuple[str, ...]]:
+    """Check one episode; returns its number of steps and its cameras."""
+    where = f"data/{name}"
+    for key in ("actions", "obs"):
+        if key not in group:
+            raise ValueError(_missing(path, f"{where}/{key}"))
+    cameras = tuple(camera for camera, key in CAMERA_KEYS.items() if key in group["obs"])
+    if not cameras:
+        raise ValueError(_missing(path, f"{where}/obs/{CAMERA_KEYS['agentview']}"))
+    actions = group["actions"]
+    if actions.ndim != 2 or actions.shape[0] < 1 or actions.shape[1] != ACTION_DIM:
+        raise ValueError(
+            f"`{path}`: `{where}/actions` must have shape (T, {ACTION_DIM}), T >= 1, got {actions.shape}. {_AGAIN}"
+        )
+    _check_lengths(path, where, group, len(actions))
+    for camera in cameras:
+        _check_images(path, f"{where}/obs/{CAMERA_KEYS[camera]}", group["obs"][CAMERA_KEYS[camera]])
+    if not np.isfinite(actions[()]).all():
+        step = int(np.argwhere(~np.isfinite(actions[()]).all(1))[0, 0])
+        raise ValueError(f"`{path}`: `{where}/actions` holds NaN or infinity, first in step {step}. {_AGAIN}")
+    return len(actions), cameras
+
+
+def _check_lengths(path: str, where: str, group: h5py.Group, num_steps: int) -> None:
+    arrays = {key: value for key, value in group.items() if isinstance(value, h5py.Dataset)}
+    arrays |= {f"obs/{key}": value for key, value in group["obs"].items() if isinstance(value, h5py.Dataset)}
+    for key, value in arrays.items():
+        length = value.shape[0] if value.ndim else 0
+        if length != num_steps:
+            raise ValueError(
+                f"`{path}`: lengths disagree in `{where}`: {num_steps} actions, but `{key}` has {length} steps. "
+                f"{_AGAIN}"
+            )
+
+
+def _check_images(path: str, key: str, images: h5py.Dataset) -> None:
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+        raise ValueError(
+            f"`{path}`: `{key}` must be uint8 of shape (T, H, W, 3), got {images.dtype} of shape "
+            f"{images.shape}. {_AGAIN}"
+        )
+
+
+def find_demonstration_files(paths: Sequence[str | Path]) -> list[Path]:
+    """List the demonstration files that a user named.
+
+    Args:
+        paths (`Sequence[str]`): HDF5 files, or folders whose `*.hdf5` files are meant.
+
+    Returns:
+        `list[Path]`: in the order given, the files of a folder by name.
+
+    Raises:
+        FileNotFoundError: if a path does not exist or a folder holds no HDF5 file.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        found = sorted(path.glob("*.hdf5")) if path.is_dir() else [path]
+        if not found or not found[0].exists():
+            raise FileNotFoundError(
+                f"No demonstrations at `{path}`. Give HDF5 files or folders that hold them; "
+                "`python evaluation/record_demonstrations.py` records some."
+            )
+        files += found
+    return files
