@@ -151,7 +151,8 @@ def _learn_merges(texts: Iterable[str], count: int, min_frequency: int) -> list[
 def _read_merges(learner: Tokenizer) -> list[tuple[str, str]]:
     """Merges of a trained table, in order."""
     merges = json.loads(learner.to_str())["model"]["merges"]
-    return [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    return [(left, right) for left, right in pairs]
 
 
 def _require_texts(texts: Iterable[str]) -> Iterator[str]:

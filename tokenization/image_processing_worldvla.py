@@ -5,7 +5,7 @@ Shapes: `B` images, `H, W` pixels, `h, w` rows and columns of codes (`h = H / st
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +13,6 @@ from PIL import Image
 
 from .pixels_worldvla import convert_to_colours, convert_to_images, convert_to_rgb, resize_and_crop
 from .vqgan_worldvla import stride_of
-
-if TYPE_CHECKING:
-    from diffusers import VQModel
 
 
 class WorldVLAImageTokenizer:
@@ -38,7 +35,7 @@ class WorldVLAImageTokenizer:
 
     def __init__(
         self,
-        vq_model: "VQModel | Callable[[], VQModel]",
+        vq_model: Any,
         image_size: Sequence[int],
         num_image_tokens: int,
         image_token_id_start: int = 4,
@@ -60,8 +57,8 @@ class WorldVLAImageTokenizer:
                     f"{len(self.code_to_offset)} entries, {len(set(self.code_to_offset))} of them different."
                 )
             self._offset_to_code = np.argsort(self.code_to_offset)
-        self._load: Callable[[], VQModel] | None = None
-        self._vq_model: VQModel | None = None
+        self._load: Callable[[], Any] | None = None
+        self._vq_model: Any = None
         if isinstance(vq_model, torch.nn.Module):
             self._adopt(vq_model)
         elif callable(vq_model):
@@ -70,9 +67,9 @@ class WorldVLAImageTokenizer:
             raise ValueError(f"`vq_model` must be a diffusers `VQModel`, got {type(vq_model).__name__}.")
 
     @property
-    def vq_model(self) -> "VQModel":
+    def vq_model(self) -> Any:
         """The VQ-GAN; its weights are loaded when first asked for."""
-        if self._vq_model is None:
+        if self._vq_model is None and self._load is not None:
             self._adopt(self._load())
         return self._vq_model
 
@@ -200,7 +197,7 @@ class WorldVLAImageTokenizer:
             digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def _adopt(self, vq_model: "VQModel") -> None:
+    def _adopt(self, vq_model: Any) -> None:
         """Take a VQ-GAN, if it fits the vocabulary and the image size."""
         config, unit = vq_model.config, stride_of(vq_model) * self.codes_per_grid_unit
         if config.num_vq_embeddings != self.num_image_tokens:

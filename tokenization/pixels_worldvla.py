@@ -33,8 +33,8 @@ def convert_to_rgb(image: Any) -> np.ndarray:
     if isinstance(image, Image.Image):
         return _convert_pil(image)
     if isinstance(image, torch.Tensor):
-        pixels = image.detach().cpu()
-        pixels = pixels.float().numpy() if pixels.is_floating_point() else pixels.numpy()
+        tensor = image.detach().cpu()
+        pixels = tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
         if pixels.ndim == 3 and pixels.shape[0] not in (1, 3, 4):
             raise ValueError(f"A tensor image must have shape (C, H, W), got {tuple(pixels.shape)}. {_ACCEPTED}")
         pixels = pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels

@@ -1,24 +1,20 @@
 """Everything the model reads and writes: text, images and actions <-> token ids, in the layouts of the two roles."""
 
-import os
-import tempfile
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import ProcessorMixin
 
 from .action_tokenization_worldvla import WorldVLAActionTokenizer
 from .bpe_worldvla import encode_text
 from .choices_worldvla import require_choice
 from .image_processing_worldvla import WorldVLAImageTokenizer, check_image_size
 from .inputs_worldvla import SampleInputs, is_tokenized, list_images, split_batch
+from .processor_folder_worldvla import ProcessorFolder
 from .prompt_worldvla import (
     PROMPTS,
     ROLES,
@@ -31,17 +27,11 @@ from .prompt_worldvla import (
     world_model_prompt,
 )
 from .vocabulary_worldvla import VocabularyLayout
-from .vqgan_worldvla import VQ_MODEL_FOLDER, load_vq_model, require_vq_model
 
-if TYPE_CHECKING:
-    from diffusers import VQModel
-
-_CONFIG_FILE = "processor_config.json"
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 _TEXT_CACHE_SIZE = 4096  # texts; a data set has some dozens of instructions
 
 
-class WorldVLAProcessor(ProcessorMixin):
+class WorldVLAProcessor(ProcessorFolder):
     """Prepare inputs for both roles and read the model's answers.
 
     Args:
@@ -69,7 +59,7 @@ class WorldVLAProcessor(ProcessorMixin):
         code_to_offset: Sequence[int] | None = None,
         policy_prompt: str = "training",
         world_model_prompt: str = "training",
-        vq_model: "VQModel | None" = None,
+        vq_model: Any = None,
         chat_template: Any = None,
     ) -> None:
         super().__init__(tokenizer, chat_template=chat_template)
@@ -163,7 +153,7 @@ class WorldVLAProcessor(ProcessorMixin):
         (grid,) = self._tokenize_images([list_images(images)])
         rows = self._tokenize_actions(actions, role, dataset_name)
         if role == "policy":
-            tokens = self._build_prompt(grid, text, rows, role, prompt)
+            tokens = self._build_prompt(grid, text, None, role, prompt)
             sample = label_answer(tokens, policy_answer(rows, self.vocabulary))
         else:
             if len(grid) != len(rows) + 1:
@@ -258,7 +248,7 @@ class WorldVLAProcessor(ProcessorMixin):
         return config
 
     @property
-    def vq_model(self) -> "VQModel":
+    def vq_model(self) -> Any:
         """The VQ-GAN; its weights are loaded when first asked for."""
         return self._require_images().vq_model
 
@@ -279,8 +269,6 @@ class WorldVLAProcessor(ProcessorMixin):
         """Names of what a call returns."""
         return ["input_ids", "attention_mask"]
 
-    # --------------------------------------------------------------------------------------------------- save and load
-
     def to_dict(self) -> dict[str, Any]:
         """What `processor_config.json` holds.
 
@@ -298,8 +286,8 @@ class WorldVLAProcessor(ProcessorMixin):
             "policy_prompt": self.policy_prompt,
             "world_model_prompt": self.world_model_prompt,
         }
-        if getattr(self, "auto_map", None):
-            values["auto_map"] = self.auto_map
+        if "auto_map" in vars(self):  # set while saving
+            values["auto_map"] = vars(self)["auto_map"]
         return values
 
     def __repr__(self) -> str:
@@ -308,99 +296,15 @@ class WorldVLAProcessor(ProcessorMixin):
             f"num_image_tokens={self.vocabulary.num_image_tokens}, actions={self.action_tokenizer is not None})"
         )
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
-    ) -> list[str]:
-        """Write everything into one folder: settings, text tokenizer, VQ-GAN, and the code that reads them.
-
-        Args:
-            save_directory (`str` or `os.PathLike`): the folder, made if it is missing.
-            push_to_hub (`bool`): upload it as well, as `repo_id` or under the folder's name.
-            **kwargs: passed on to `push_to_hub`.
-
-        Returns:
-            `list[str]`: the settings file.
-
-        Raises:
-            ValueError: if the VQ-GAN or the action limits are missing: nobody could use such a folder.
-        """
-        self._require_actions()
-        vq_model = self._require_images().vq_model
-        files = super().save_pretrained(os.fspath(save_directory), push_to_hub=False)
-        vars(self).pop("auto_map", None)  # it was set for the file
-        target = Path(save_directory, VQ_MODEL_FOLDER)
-        target.mkdir(exist_ok=True)
-        # Into a folder beside it first: the old weights may be mapped into memory, and must not be cut short.
-        with tempfile.TemporaryDirectory(dir=save_directory, prefix=".vq_model-") as temporary:
-            vq_model.save_pretrained(temporary, safe_serialization=True)
-            for file in sorted(Path(temporary).iterdir()):
-                os.replace(file, target / file.name)
-        if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
-        return files
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "WorldVLAProcessor":
-        """Load what `save_pretrained` wrote. The VQ-GAN's weights are read when first needed.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): folder or Hub id.
-            **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`, or settings to override.
-
-        Returns:
-            `WorldVLAProcessor`: the processor.
-
-        Raises:
-            OSError: if a part is missing; names the file and says what to do.
-        """
-        source = os.fspath(pretrained_model_name_or_path)
-        if not os.path.isdir(source) and (os.path.isabs(source) or source.startswith(".") or source.count("/") > 1):
-            raise OSError(f"Expected a folder that holds a processor, or a Hub id, got `{source}`: no such folder.")
-        processor = super().from_pretrained(source, **kwargs)
-        options = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
-        if processor.image_tokenizer is None:
-            require_vq_model(source, **options)
-            processor._attach_vq_model(partial(load_vq_model, source, **options))
-        return processor
-
-    @classmethod
-    def get_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
-        """Read the settings, and refuse a checkpoint that lacks some.
-
-        Args:
-            pretrained_model_name_or_path (`str`): folder or Hub id.
-            **kwargs: as in `from_pretrained`.
-
-        Returns:
-            `tuple`: the settings, and the arguments that were not used.
-
-        Raises:
-            OSError: if there are no settings or no action limits.
-        """
-        settings, unused = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
-        where = f"The checkpoint `{pretrained_model_name_or_path}`"
-        if "vocabulary" not in settings:
-            raise OSError(
-                f"{where} has no processor: {_CONFIG_FILE} is missing or holds no `vocabulary`. Save it there with "
-                "`WorldVLAProcessor.save_pretrained`."
-            )
-        if not (settings.get("action_limits") or kwargs.get("action_limits")):
-            raise OSError(
-                f"{where} has no action limits: `action_limits` is missing in {_CONFIG_FILE}. Without them tokens are "
-                "no commands. Save it with `WorldVLAProcessor.save_pretrained`, or pass "
-                '`action_limits={"name": {"low": [...], "high": [...]}}`, the limits it was trained with.'
-            )
-        return settings, unused
-
     # ---------------------------------------------------------------------------------------------------------- inside
 
     def _build_prompt(
         self, grid: list[np.ndarray], text: str | None, rows: np.ndarray | None, role: Role, prompt: str | None
     ) -> list[int]:
-        """The prompt of one sample."""
+        """The prompt of one sample; `rows` are the actions in it, none for the policy."""
         wording = prompt if prompt is not None else getattr(self, f"{role}_prompt")
         text_ids = self._tokenize_text(render_prompt(role, wording, text))
-        if role == "policy":
+        if rows is None:
             return policy_prompt(text_ids, grid, self.vocabulary)
         return world_model_prompt(text_ids, grid, rows, self.vocabulary)
 

@@ -1,14 +1,11 @@
 """The VQ-GAN: sizes as recipes, and where a checkpoint keeps it. Weights and layers are diffusers' `VQModel`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from .choices_worldvla import require_choice
-
-if TYPE_CHECKING:
-    from diffusers import VQModel
 
 VQ_MODEL_FOLDER = "vq_model"
 _VQ_MODEL_CONFIG = "config.json"
@@ -64,7 +61,7 @@ def vq_model_config(preset: str, **overrides: Any) -> dict[str, Any]:
     return config
 
 
-def stride_of(vq_model: "VQModel") -> int:
+def stride_of(vq_model: Any) -> int:
     """Pixels along one side of the square that a code stands for.
 
     Args:
@@ -106,7 +103,7 @@ def require_vq_model(folder_or_id: str, **hub_options: Any) -> None:
         )
 
 
-def load_vq_model(folder_or_id: str, **hub_options: Any) -> "VQModel":
+def load_vq_model(folder_or_id: str, **hub_options: Any) -> Any:
     """Load the VQ-GAN that lies in a checkpoint, in float32: half precision changes the codes.
 
     Args:
