@@ -1,5 +1,7 @@
 """Configuration of WorldVLA: the sizes of the network and every token id, as data."""
 
+from typing import Any
+
 from transformers import PreTrainedConfig
 
 AUTO_MAP = {
@@ -134,7 +136,7 @@ class WorldVLAConfig(PreTrainedConfig):
     chunk_size: int = 5
     n_obs_steps: int = 2
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         """Fill in what follows from other fields, hand the rest to the base class, and check the whole.
 
         Args:
@@ -158,7 +160,7 @@ class WorldVLAConfig(PreTrainedConfig):
         return self.action_dim + 2
 
 
-def _check_sizes(config):
+def _check_sizes(config: WorldVLAConfig) -> None:
     """Refuse sizes that no network can have."""
     for name in POSITIVE_SIZES:
         value = getattr(config, name)
@@ -186,7 +188,7 @@ def _check_sizes(config):
         raise ValueError(f"`rope_type` must be 'default', got {rope_type!r}. Leave it out of `rope_parameters`.")
 
 
-def _check_token_ids(config):
+def _check_token_ids(config: WorldVLAConfig) -> None:
     """Refuse token ids that leave the vocabulary or mean two things."""
     spans = [(name, getattr(config, name), 1) for name in SINGLE_TOKENS]
     spans += [

@@ -4,6 +4,8 @@ Shapes: B batch, P prompt tokens, K chunk, D action dims, h x w image codes, S k
 docs/decoding.md for why the chunk may be decoded in parallel.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -17,7 +19,13 @@ from .prompt_checks_worldvla import check_chunk_size, check_length, check_prompt
 class WorldVLAGenerationMixin(GenerationMixin):
     """`predict_action_chunk` and `predict_next_frame`, and the action rule for `generate`."""
 
-    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, attention_mask=None, **kwargs):
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
         """Tell `forward`, in each step of `generate`, which of all tokens so far are actions.
 
         Args:
@@ -44,7 +52,9 @@ class WorldVLAGenerationMixin(GenerationMixin):
         return inputs
 
     @torch.no_grad()
-    def predict_action_chunk(self, input_ids, attention_mask=None, chunk_size=None):
+    def predict_action_chunk(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, chunk_size: int | None = None
+    ) -> torch.Tensor:
         """Predict the next K actions, greedily.
 
         With the action attention mask the actions of a chunk do not depend on each other, so all K are decoded at
@@ -74,7 +84,7 @@ class WorldVLAGenerationMixin(GenerationMixin):
             return self._decode_chunk_in_parallel(input_ids, real, chunk_size)
         return self._decode_chunk_in_sequence(input_ids, real, chunk_size)
 
-    def _decode_chunk_in_parallel(self, input_ids, real, chunk_size):
+    def _decode_chunk_in_parallel(self, input_ids: torch.Tensor, real: torch.Tensor, chunk_size: int) -> torch.Tensor:
         """Decode K independent action blocks side by side; step j feeds the j-th token of all of them."""
         batch, length = input_ids.shape
         config, device = self.config, input_ids.device
@@ -98,7 +108,7 @@ class WorldVLAGenerationMixin(GenerationMixin):
                 hidden_states = self._extend(tokens, mask, block_starts + step, cache)
         return torch.stack(chosen, dim=2)
 
-    def _decode_chunk_in_sequence(self, input_ids, real, chunk_size):
+    def _decode_chunk_in_sequence(self, input_ids: torch.Tensor, real: torch.Tensor, chunk_size: int) -> torch.Tensor:
         """Decode K action blocks one after the other; the markers between two are fed with the next token."""
         config = self.config
         markers = input_ids.new_tensor([config.eoa_token_id, config.boa_token_id]).expand(len(input_ids), 2)
@@ -114,7 +124,7 @@ class WorldVLAGenerationMixin(GenerationMixin):
         return torch.cat(chosen, dim=1).view(-1, chunk_size, config.action_dim)
 
     @torch.no_grad()
-    def predict_next_frame(self, input_ids, attention_mask=None):
+    def predict_next_frame(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Imagine the frame that follows, greedily, in the size of the last frame of the prompt.
 
         Only image tokens are chosen from. The begin of the image and its size are fed with the prompt, the end of a
@@ -157,7 +167,7 @@ class WorldVLAGenerationMixin(GenerationMixin):
             )
         return torch.cat(chosen, dim=1).view(-1, height, width)
 
-    def _extend(self, tokens, mask, positions, cache):
+    def _extend(self, tokens: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
         """Run tokens `(B, Q)` on top of the cache under a boolean mask `(B, Q, S)`; returns `(B, Q, H)`."""
         outputs = self.model(
             tokens,
@@ -169,7 +179,7 @@ class WorldVLAGenerationMixin(GenerationMixin):
         )
         return outputs.last_hidden_state
 
-    def _best_token(self, hidden_states, first_id, num_ids):
+    def _best_token(self, hidden_states: torch.Tensor, first_id: int, num_ids: int) -> torch.Tensor:
         """Choose the likeliest id of one range, projecting on its rows of the head alone: `(B, Q, H)` to `(B, Q)`."""
         if type(self.lm_head) is nn.Linear:
             logits = F.linear(hidden_states, self.lm_head.weight[first_id : first_id + num_ids])
@@ -190,7 +200,9 @@ class _CausalDecoder:
             plainly causal.
     """
 
-    def __init__(self, model, input_ids, real, opening):
+    def __init__(
+        self, model: WorldVLAGenerationMixin, input_ids: torch.Tensor, real: torch.Tensor, opening: torch.Tensor
+    ) -> None:
         self.model, self.cache = model, DynamicCache(config=model.config)
         self.real = F.pad(real, (0, opening.shape[1]), value=True)
         tokens = torch.cat([input_ids, opening], dim=1)
@@ -201,7 +213,7 @@ class _CausalDecoder:
         self.position = positions[:, -1:]
         self.hidden_states = model._extend(tokens, mask, positions, self.cache)[:, -1:]
 
-    def feed(self, tokens):
+    def feed(self, tokens: torch.Tensor) -> None:
         """Run tokens `(B, Q)`; `hidden_states` is then the output `(B, 1, H)` at the last of them."""
         count = tokens.shape[1]
         past_length = self.real.shape[1]
@@ -215,7 +227,7 @@ class _CausalDecoder:
         self.hidden_states = self.model._extend(tokens, mask, positions, self.cache)[:, -1:]
 
 
-def _positions(real):
+def _positions(real: torch.Tensor) -> torch.Tensor:
     """Count positions over real tokens: `(B, P)` booleans to `(B, P)` positions."""
     return (real.long().cumsum(dim=1) - 1).clamp(min=0)
 

@@ -3,23 +3,28 @@
 Shapes: B batch, L new tokens, S cached and new tokens, H hidden size, N query heads, G key/value heads, E head width.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_worldvla import WorldVLAConfig
 
 
 class WorldVLARMSNorm(nn.Module):
     """Root-mean-square norm whose statistics are taken in float32."""
 
-    def __init__(self, hidden_size, eps):
+    def __init__(self, hidden_size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(hidden_size))
         self.eps = eps
 
-    def forward(self, hidden_states):
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Normalise `(..., H)` over the last axis, in the dtype it came in."""
         scaled = hidden_states.float()
         scaled = scaled * torch.rsqrt(scaled.square().mean(-1, keepdim=True) + self.eps)
@@ -32,13 +37,13 @@ class WorldVLAHeadLayerNorm(nn.Module):
     The weights are `[model_parallel_size, head_dim]`, as in the official checkpoints.
     """
 
-    def __init__(self, num_shards, head_dim, eps=1e-5):
+    def __init__(self, num_shards: int, head_dim: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(num_shards, head_dim))
         self.bias = nn.Parameter(torch.zeros(num_shards, head_dim))
         self.eps = eps
 
-    def forward(self, heads):
+    def forward(self, heads: torch.Tensor) -> torch.Tensor:
         """Normalise `(B, L, N, E)` over the last axis."""
         num_shards, head_dim = self.weight.shape
         if num_shards == 1:
@@ -48,7 +53,9 @@ class WorldVLAHeadLayerNorm(nn.Module):
         return normed * self.weight.repeat_interleave(repeats, 0) + self.bias.repeat_interleave(repeats, 0)
 
 
-def rotary_embedding(position_ids, config, dtype):
+def rotary_embedding(
+    position_ids: torch.Tensor, config: WorldVLAConfig, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the cosines and signed sines that turn heads by their position.
 
     They are made anew in each forward (two small tables), so nothing of them is stored, cast or lost on loading.
@@ -59,21 +66,30 @@ def rotary_embedding(position_ids, config, dtype):
         dtype (`torch.dtype`): of the result; computed in float32.
 
     Returns:
-        two `torch.FloatTensor` of shape `(B, 1, L, E)`; the first half of the sines is negated.
+        two `torch.FloatTensor` of shape `(B, L, 1, E)`; the first half of the sines is negated.
     """
     exponents = torch.arange(0, config.head_dim, 2, device=position_ids.device, dtype=torch.float32) / config.head_dim
-    angles = position_ids[:, None, :, None].float() * config.rope_parameters["rope_theta"] ** -exponents
+    angles = position_ids[:, :, None, None].float() * config.rope_parameters["rope_theta"] ** -exponents
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
 
 
-def apply_rotary(heads, cos, signed_sin):
-    """Turn heads `(B, N, L, E)` by their position (first half against second half)."""
+def apply_rotary(heads: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
+    """Turn heads `(B, L, N, E)` by their position (first half against second half)."""
     first, second = heads.chunk(2, dim=-1)
-    return heads * cos + torch.cat([second, first], dim=-1) * signed_sin
+    return torch.addcmul(heads * cos, torch.cat([second, first], dim=-1), signed_sin)
 
 
-def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend step by step, so that the weights can be looked at.
 
     Args:
@@ -102,7 +118,7 @@ class WorldVLAAttention(nn.Module):
 
     is_causal = True
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config: WorldVLAConfig, layer_idx: int) -> None:
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
@@ -118,7 +134,14 @@ class WorldVLAAttention(nn.Module):
             self.q_norm = WorldVLAHeadLayerNorm(config.model_parallel_size, self.head_dim)
             self.k_norm = WorldVLAHeadLayerNorm(config.model_parallel_size, self.head_dim)
 
-    def forward(self, hidden_states, position_embeddings, attention_mask=None, past_key_values=None, **kwargs):
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend from `(B, L, H)` to the cache and itself; returns `(B, L, H)` and the weights, if there are any."""
         batch_and_length = hidden_states.shape[:2]
         per_head = (*batch_and_length, -1, self.head_dim)
@@ -127,8 +150,8 @@ class WorldVLAAttention(nn.Module):
         value = self.v_proj(hidden_states).view(per_head).transpose(1, 2)
         if self.config.use_qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
-        query = apply_rotary(query.transpose(1, 2), *position_embeddings)
-        key = apply_rotary(key.transpose(1, 2), *position_embeddings)
+        query = apply_rotary(query, *position_embeddings).transpose(1, 2)
+        key = apply_rotary(key, *position_embeddings).transpose(1, 2)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
@@ -142,14 +165,14 @@ class WorldVLAAttention(nn.Module):
 class WorldVLAMLP(nn.Module):
     """SwiGLU."""
 
-    def __init__(self, config):
+    def __init__(self, config: WorldVLAConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.act_fn = ACT2FN[config.hidden_act]
 
-    def forward(self, hidden_states):
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Map `(B, L, H)` to `(B, L, H)`."""
         return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
 
@@ -157,7 +180,7 @@ class WorldVLAMLP(nn.Module):
 class WorldVLADecoderLayer(GradientCheckpointingLayer):
     """Attention and MLP with residuals; norms come before them, or after them with `swin_norm`."""
 
-    def __init__(self, config, layer_idx):
+    def __init__(self, config: WorldVLAConfig, layer_idx: int) -> None:
         super().__init__()
         self.swin_norm = config.swin_norm
         self.self_attn = WorldVLAAttention(config, layer_idx)
@@ -165,7 +188,14 @@ class WorldVLADecoderLayer(GradientCheckpointingLayer):
         self.input_layernorm = WorldVLARMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = WorldVLARMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None, **kwargs):
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Map `(B, L, H)` to `(B, L, H)`; returns the attention weights beside it."""
         branch = hidden_states if self.swin_norm else self.input_layernorm(hidden_states)
         branch, weights = self.self_attn(branch, position_embeddings, attention_mask, past_key_values, **kwargs)

@@ -6,7 +6,10 @@ Shapes: B batch, L tokens, N labelled tokens, H hidden size, V vocabulary.
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.nn import functional as F
+
+from .configuration_worldvla import WorldVLAConfig
 
 IGNORED_LABEL = -100
 
@@ -19,7 +22,7 @@ class RoleLosses(NamedTuple):
     loss_world_model: torch.Tensor
 
 
-def world_model_rows(labels, config):
+def world_model_rows(labels: torch.Tensor, config: WorldVLAConfig) -> torch.Tensor:
     """Say which rows are world-model samples: those that must write an image.
 
     Args:
@@ -32,7 +35,7 @@ def world_model_rows(labels, config):
     return (labels == config.boi_token_id).any(dim=1, keepdim=True)
 
 
-def count_labels(labels, config):
+def count_labels(labels: torch.Tensor, config: WorldVLAConfig) -> torch.Tensor:
     """Count the labels that carry loss, per role.
 
     Sum the counts of all micro-batches of an optimizer step (accumulation steps and ranks) and hand the sum to
@@ -51,7 +54,13 @@ def count_labels(labels, config):
     return torch.stack([(labelled & ~is_world).sum(), (labelled & is_world).sum()])
 
 
-def role_losses(hidden_states, labels, lm_head, config, num_items_in_batch=None):
+def role_losses(
+    hidden_states: torch.Tensor,
+    labels: torch.Tensor,
+    lm_head: nn.Module,
+    config: WorldVLAConfig,
+    num_items_in_batch: torch.Tensor | None = None,
+) -> RoleLosses:
     """Compute `sum ce_action / N_action + alpha * sum ce_world / N_world`, plus the z-loss when it is on.
 
     Only labelled positions are projected onto the vocabulary. The z-loss is `z_loss_weight` times the mean of the
@@ -96,7 +105,7 @@ def role_losses(hidden_states, labels, lm_head, config, num_items_in_batch=None)
     return RoleLosses(loss, local_means[0], local_means[1])
 
 
-def _whole_step_counts(num_items_in_batch, local_counts):
+def _whole_step_counts(num_items_in_batch: torch.Tensor | None, local_counts: torch.Tensor) -> torch.Tensor:
     """Check the counts of the optimizer step, or fall back on those of this batch."""
     if num_items_in_batch is None:
         return local_counts

@@ -9,6 +9,8 @@ q's id is not positive, k's id is 0, both ids are equal. See docs/attention_mask
 
 import torch
 
+from .configuration_worldvla import WorldVLAConfig
+
 # Which marker may follow which, without anything of the same kind between them. Rows: the marker itself; columns: the
 # marker before it. Order: no marker, begin of image, end of image, begin of action, end of action. An end of image
 # that closes nothing is read as an ordinary token: it cannot change which block a token belongs to.
@@ -21,7 +23,7 @@ _MAY_FOLLOW = (
 )
 
 
-def compute_action_block_ids(input_ids, config):
+def compute_action_block_ids(input_ids: torch.Tensor, config: WorldVLAConfig) -> torch.Tensor:
     """Say of every token which action block it belongs to, without leaving the device.
 
     A block runs from its begin to its end marker, both inside; an unclosed block or image runs to the end of the row.
@@ -53,7 +55,14 @@ def compute_action_block_ids(input_ids, config):
     return begins.cumsum(dim=1) * inside * sign
 
 
-def combine_masks(block_ids, padding_mask, query_length, key_length, query_offset, device):
+def combine_masks(
+    block_ids: torch.Tensor | None,
+    padding_mask: torch.Tensor | None,
+    query_length: int,
+    key_length: int,
+    query_offset: int | torch.Tensor,
+    device: torch.device,
+) -> torch.Tensor:
     """Join the causal order, the action rule and the padding into one boolean mask.
 
     Args:
@@ -83,13 +92,15 @@ def combine_masks(block_ids, padding_mask, query_length, key_length, query_offse
     return mask
 
 
-def _fit(tensor, length, value):
+def _fit(tensor: torch.Tensor, length: int, value: float) -> torch.Tensor:
     """Lengthen `(B, S')` to `(B, S)` with a constant."""
     missing = length - tensor.shape[1]
     return torch.nn.functional.pad(tensor, (0, missing), value=value) if missing > 0 else tensor
 
 
-def build_action_attention_mask(input_ids, config, attention_mask=None):
+def build_action_attention_mask(
+    input_ids: torch.Tensor, config: WorldVLAConfig, attention_mask: torch.Tensor | None = None
+) -> torch.Tensor:
     """Build the action attention mask of whole sequences, after checking that their markers make sense.
 
     Args:
@@ -114,7 +125,7 @@ def build_action_attention_mask(input_ids, config, attention_mask=None):
     return combine_masks(block_ids, attention_mask, length, length, 0, input_ids.device)
 
 
-def check_markers(input_ids, config, attention_mask=None):
+def check_markers(input_ids: torch.Tensor, config: WorldVLAConfig, attention_mask: torch.Tensor | None = None) -> None:
     """Refuse sequences whose image and action markers do not pair up.
 
     A block that is still open at the end of a row is fine (a sequence cut short). An end of image without an open
@@ -149,7 +160,9 @@ def check_markers(input_ids, config, attention_mask=None):
         _raise_malformed(row, position, int(kind[row, position]), int(kind_before[row, position]), before, config)
 
 
-def _raise_malformed(row, position, kind, kind_before, before, config):
+def _raise_malformed(
+    row: int, position: int, kind: int, kind_before: int, before: torch.Tensor, config: WorldVLAConfig
+) -> None:
     """Say what is wrong with the marker at `position` of `row`."""
     names = ("", "begin of image", "end of image", "begin of action", "end of action")
     fields = ("", "boi_token_id", "eoi_token_id", "boa_token_id", "eoa_token_id")

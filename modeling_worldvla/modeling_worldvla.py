@@ -4,6 +4,7 @@ Shapes: B batch, L new tokens, S cached and new tokens, H hidden size, N query h
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -67,7 +68,7 @@ class WorldVLAModel(WorldVLAPreTrainedModel):
         config (`WorldVLAConfig`): sizes and token ids.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: WorldVLAConfig) -> None:
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(WorldVLADecoderLayer(config, index) for index in range(config.num_hidden_layers))
@@ -78,17 +79,17 @@ class WorldVLAModel(WorldVLAPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids=None,
-        attention_mask=None,
-        position_ids=None,
-        past_key_values=None,
-        inputs_embeds=None,
-        action_block_ids=None,
-        use_cache=None,
-        output_hidden_states=None,
-        output_attentions=None,
-        **kwargs,
-    ):
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        action_block_ids: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
         """Run the decoder.
 
         Args:
@@ -147,7 +148,7 @@ class WorldVLAModel(WorldVLAPreTrainedModel):
             attentions=tuple(all_weights) if output_attentions else None,
         )
 
-    def _check_length(self, length):
+    def _check_length(self, length: int) -> None:
         """Refuse more tokens than the model has positions."""
         if length > self.config.max_position_embeddings:
             raise ValueError(
@@ -155,7 +156,14 @@ class WorldVLAModel(WorldVLAPreTrainedModel):
                 f"(`max_position_embeddings`), got {length}. Use fewer or smaller images, or a shorter instruction."
             )
 
-    def _prepare_mask(self, hidden_states, input_ids, attention_mask, past_key_values, action_block_ids):
+    def _prepare_mask(
+        self,
+        hidden_states: torch.Tensor,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        action_block_ids: torch.Tensor | None,
+    ) -> Any:
         """Build the one mask that all layers use: additive `(B or 1, 1, L, S)`, `None` (causal), or flex's own."""
         if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4:
             return _to_additive(attention_mask, hidden_states.dtype)
@@ -177,7 +185,9 @@ class WorldVLAModel(WorldVLAPreTrainedModel):
         mask = combine_masks(block_ids, attention_mask, length, key_length, offset, hidden_states.device)
         return _to_additive(mask[:, None], hidden_states.dtype)
 
-    def _block_ids(self, input_ids, past_key_values, action_block_ids):
+    def _block_ids(
+        self, input_ids: torch.Tensor | None, past_key_values: Cache | None, action_block_ids: torch.Tensor | None
+    ) -> torch.Tensor | None:
         """Take, derive or refuse to guess the action block ids of all keys."""
         if not self.config.use_action_attention_mask:
             return None
@@ -197,7 +207,9 @@ class WorldVLAModel(WorldVLAPreTrainedModel):
         return compute_action_block_ids(input_ids, self.config)
 
 
-def _default_position_ids(hidden_states, attention_mask, past_key_values):
+def _default_position_ids(
+    hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache | None
+) -> torch.Tensor:
     """Count positions over the real tokens, so that left padding does not move them."""
     length, device = hidden_states.shape[1], hidden_states.device
     if attention_mask is not None and attention_mask.ndim == 2:
@@ -207,17 +219,23 @@ def _default_position_ids(hidden_states, attention_mask, past_key_values):
     return (torch.arange(length, device=device) + past_length)[None]
 
 
-def _to_additive(mask, dtype):
+def _to_additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Turn a boolean mask into one that is added to the scores; leave a float one as it is."""
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
 
 
-def _delegated_mask(config, hidden_states, attention_mask, past_key_values, block_ids):
+def _delegated_mask(
+    config: WorldVLAConfig,
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
+    block_ids: torch.Tensor | None,
+) -> Any:
     """Let transformers build the mask in the form that another attention backend (flex) wants."""
 
-    def action_rule(batch_idx, head_idx, q_idx, kv_idx):
+    def action_rule(batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         query_id, key_id = block_ids[batch_idx, q_idx], block_ids[batch_idx, kv_idx]
         return (key_id == query_id) | (key_id == 0) | (query_id <= 0)
 
@@ -240,7 +258,7 @@ class WorldVLAForCausalLM(WorldVLAPreTrainedModel, WorldVLAGenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
-    def __init__(self, config):
+    def __init__(self, config: WorldVLAConfig) -> None:
         super().__init__(config)
         self.model = WorldVLAModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -249,18 +267,18 @@ class WorldVLAForCausalLM(WorldVLAPreTrainedModel, WorldVLAGenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids=None,
-        attention_mask=None,
-        position_ids=None,
-        past_key_values=None,
-        inputs_embeds=None,
-        labels=None,
-        action_block_ids=None,
-        num_items_in_batch=None,
-        use_cache=None,
-        logits_to_keep=None,
-        **kwargs,
-    ):
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        action_block_ids: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> WorldVLACausalLMOutput:
         """Run the decoder and its head; with labels, compute the loss of both roles.
 
         Args:

@@ -5,10 +5,11 @@ Shapes: B batch, P prompt tokens.
 
 import torch
 
+from .configuration_worldvla import WorldVLAConfig
 from .masking_worldvla import check_markers
 
 
-def check_chunk_size(chunk_size, config):
+def check_chunk_size(chunk_size: int | None, config: WorldVLAConfig) -> int:
     """Take the chunk size given, or that of the configuration.
 
     Args:
@@ -31,7 +32,13 @@ def check_chunk_size(chunk_size, config):
     return chunk_size
 
 
-def check_prompt(input_ids, attention_mask, config, next_token_id, device):
+def check_prompt(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    config: WorldVLAConfig,
+    next_token_id: int,
+    device: torch.device,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Check a batch of prompts and bring it to the model's device.
 
     Args:
@@ -83,7 +90,7 @@ def check_prompt(input_ids, attention_mask, config, next_token_id, device):
     return input_ids.to(device), real.to(device)
 
 
-def check_length(real, num_new_tokens, config):
+def check_length(real: torch.Tensor, num_new_tokens: int, config: WorldVLAConfig) -> None:
     """Refuse prompts that leave no room for the answer.
 
     Args:
@@ -103,7 +110,7 @@ def check_length(real, num_new_tokens, config):
         )
 
 
-def last_image_size(input_ids, real, config):
+def last_image_size(input_ids: torch.Tensor, real: torch.Tensor, config: WorldVLAConfig) -> tuple[int, int]:
     """Read the size of the last image of every prompt, which must be one and the same.
 
     Args:
@@ -127,7 +134,7 @@ def last_image_size(input_ids, real, config):
     return sizes[0]
 
 
-def _row_image_size(row, tokens, config):
+def _row_image_size(row: int, tokens: list[int], config: WorldVLAConfig) -> tuple[int, int]:
     """Find the last image block of one prompt and check its layout."""
     begin = len(tokens) - 1 - tokens[::-1].index(config.boi_token_id) if config.boi_token_id in tokens else None
     if begin is None:
