@@ -38,9 +38,9 @@ class ImagineArguments:
     """Options of `evaluation/imagine.py`: a checkpoint imagines a recorded episode."""
 
     checkpoint: str = field(metadata={"help": "Folder or Hub id of a WorldVLA checkpoint with its processor."})
-    demonstrations: str = field(metadata={"help": "HDF5 file with the recorded episode."})
+    demonstrations: str = field(metadata={"help": "HDF5 file, or folder of them, with the recorded episode."})
     output: str = field(metadata={"help": "MP4 file; the numbers are written beside it as JSON."})
-    episode: int = field(default=0, metadata={"help": "Number of the episode in the file, from 0."})
+    episode: int = field(default=0, metadata={"help": "Number of the episode, from 0."})
     camera: str = field(default="agentview", metadata={"help": "Camera that the checkpoint was trained on."})
     start: int = field(default=0, metadata={"help": "Step of the real frame that the rollout starts from."})
     num_frames: int | None = field(default=None, metadata={"help": "Frames to imagine; by default to the end."})

@@ -24,7 +24,7 @@ from evaluation.checkpoints import load_checkpoint
 from evaluation.report import write_json
 from evaluation.video import side_by_side, write_video
 from evaluation.world_model import fit_frames, imagine_episode, psnr, reconstruct
-from tokenization.demonstrations import read_demonstrations
+from tokenization.demonstrations import find_demonstration_files, read_demonstrations
 
 logger = logging.get_logger("worldvla.imagine")
 
@@ -41,7 +41,11 @@ def read_window(arguments: ImagineArguments) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: if the file has no such episode or the episode no such steps.
     """
-    demonstrations = read_demonstrations(arguments.demonstrations)
+    demonstrations = [
+        demonstration
+        for file in find_demonstration_files([arguments.demonstrations])
+        for demonstration in read_demonstrations(file)
+    ]
     if arguments.episode >= len(demonstrations):
         raise ValueError(
             f"`{arguments.demonstrations}` holds {len(demonstrations)} episodes; `--episode {arguments.episode}` "

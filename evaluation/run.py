@@ -21,7 +21,8 @@ from transformers.utils import logging
 
 from evaluation.arguments import RolloutArguments, parse_arguments
 from evaluation.checkpoints import load_checkpoint
-from evaluation.libero_env import LiberoEnv, num_tasks
+from evaluation.libero_env import LiberoEnv
+from evaluation.libero_setup import list_tasks
 from evaluation.policies import WorldVLAPolicy
 from evaluation.protocol import NUM_INITIAL_STATES, max_steps
 from evaluation.report import format_success, success_interval, write_json, write_text
@@ -136,7 +137,7 @@ def run(arguments: RolloutArguments) -> dict[str, Any]:
         raise ValueError(
             f"`--episodes` is at most {NUM_INITIAL_STATES}, the benchmark's states; got {arguments.episodes}."
         )
-    task_ids = arguments.task_ids or list(range(num_tasks(arguments.suite)))
+    task_ids = arguments.task_ids or list(range(len(list_tasks(arguments.suite))))
     output = Path(arguments.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     finished = read_finished(output, arguments)
