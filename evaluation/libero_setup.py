@@ -199,7 +199,7 @@ def import_libero() -> Any:
             f"LIBERO is installed but does not load ({error}). If a library for rendering is missing: {RENDERER_HELP} "
             "Else install it anew with `pip install 'worldvla[libero]'`; see docs/libero.md."
         ) from error
-    module = sys.modules["libero.libero"]
+    module: Any = sys.modules["libero.libero"]
     if assets is not None and hasattr(module, "_assets_path_cache"):
         module._assets_path_cache = str(assets)  # plain LIBERO ignores the configured assets and downloads them
     return module

@@ -15,12 +15,15 @@ from typing import Any
 if __package__ in (None, ""):  # run as a script: import from the checkout, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from tqdm.auto import tqdm
+
 from evaluation.libero_env import CAMERAS
 from evaluation.libero_setup import SUITES, choose, list_tasks
-from evaluation.recording import RecordingSettings, TaskLedger, open_ledgers, record, summarise
+from evaluation.protocol import NUM_INITIAL_STATES
+from evaluation.recording import open_ledgers, record
+from evaluation.recording_ledger import RecordingSettings, TaskLedger, summarise
 
 PLACEMENTS = ("random", "benchmark")
-NUM_BENCHMARK_STATES = 50
 
 logger = logging.getLogger(__name__)
 
@@ -68,10 +71,10 @@ class RecordingArguments:
     def _check_seeds(self) -> None:
         if self.first_seed < 0:
             raise ValueError(f"`--first_seed` must not be negative, got {self.first_seed}.")
-        last = NUM_BENCHMARK_STATES - self.first_seed
+        last = NUM_INITIAL_STATES - self.first_seed
         if self.placements == "benchmark" and self.episodes > last:
             raise ValueError(
-                f"A task has {NUM_BENCHMARK_STATES} benchmark states: from seed {self.first_seed} on there are "
+                f"A task has {NUM_INITIAL_STATES} benchmark states: from seed {self.first_seed} on there are "
                 f"{max(0, last)}, but {self.episodes} episodes are asked for. Ask for fewer, or use "
                 "`--placements random`."
             )
@@ -81,7 +84,7 @@ class RecordingArguments:
         """What decides the contents of the files."""
         attempts = self.max_attempts or 2 * self.episodes + 10
         if self.placements == "benchmark":
-            attempts = min(attempts, NUM_BENCHMARK_STATES - self.first_seed)
+            attempts = min(attempts, NUM_INITIAL_STATES - self.first_seed)
         return RecordingSettings(
             suite=self.suite,
             episodes=self.episodes,
@@ -138,7 +141,6 @@ def record_with_progress(ledgers: list[TaskLedger], num_workers: int) -> None:
         ledgers (`list[TaskLedger]`): the tasks.
         num_workers (`int`): processes at a time.
     """
-    from tqdm import tqdm
 
     def count() -> int:
         return sum(min(len(ledger.successes), ledger.settings.episodes) for ledger in ledgers)
@@ -146,12 +148,11 @@ def record_with_progress(ledgers: list[TaskLedger], num_workers: int) -> None:
     total = sum(ledger.settings.episodes for ledger in ledgers)
     with tqdm(total=total, initial=count(), desc="demonstrations", unit="episode", smoothing=0.1) as bar:
 
-        def on_attempt(ledger: TaskLedger) -> None:
+        def on_tick() -> None:
             bar.n = count()
-            attempts = sum(len(other.attempts) for other in ledgers)
-            bar.set_postfix_str(f"task {ledger.task.task_id}, {attempts} attempts", refresh=True)
+            bar.set_postfix_str(f"{sum(len(ledger.attempts) for ledger in ledgers)} attempts", refresh=True)
 
-        record(ledgers, num_workers, on_attempt)
+        record(ledgers, num_workers, on_tick)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -163,10 +164,9 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         `int`: exit code, 0 when every task has all its episodes.
     """
-    from tqdm import tqdm
-    from transformers import HfArgumentParser
+    from evaluation.arguments import parse_arguments  # loads transformers, which the recording processes do not need
 
-    (arguments,) = HfArgumentParser(RecordingArguments).parse_args_into_dataclasses(argv)
+    arguments = parse_arguments(RecordingArguments, sys.argv[1:] if argv is None else argv)
     out = Path(arguments.out)
     task_ids = arguments.task_ids or [task.task_id for task in list_tasks(arguments.suite)]
     ledgers = open_ledgers(arguments.settings, task_ids, out)
