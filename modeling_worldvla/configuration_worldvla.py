@@ -100,12 +100,12 @@ class WorldVLAConfig(PreTrainedConfig):
     intermediate_size: int = 11008
     num_hidden_layers: int = 32
     num_attention_heads: int = 32
-    num_key_value_heads: int | None = None
+    num_key_value_heads: Any = None
     hidden_act: str = "silu"
     max_position_embeddings: int = 4096
     initializer_range: float = 0.02
     rms_norm_eps: float = 1e-5
-    rope_parameters: dict | None = None
+    rope_parameters: Any = None
     attention_bias: bool = False
     attention_dropout: float = 0.0
     mlp_bias: bool = False

@@ -19,33 +19,51 @@ from .prompt_checks_worldvla import check_chunk_size, check_length, check_prompt
 class WorldVLAGenerationMixin(GenerationMixin):
     """`predict_action_chunk` and `predict_next_frame`, and the action rule for `generate`."""
 
+    config: Any
+    model: Any
+    lm_head: Any
+    device: Any
+
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.Tensor,
+        next_sequence_length: int | None = None,
         past_key_values: Cache | None = None,
         attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Tell `forward`, in each step of `generate`, which of all tokens so far are actions.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, S)`): all tokens so far.
-            past_key_values (`Cache`, *optional*): keys and values of all but the newest tokens.
+            next_sequence_length (`int`, *optional*): how many of them are new; by default all.
+            past_key_values (`Cache`, *optional*): keys and values of the others.
             attention_mask (`torch.Tensor` of shape `(B, S)`, *optional*): non-zero at real tokens.
+            inputs_embeds (`torch.Tensor` of shape `(B, L, H)`, *optional*): a prompt without ids; then
+                `action_block_ids` must be among the arguments of `generate`.
+            is_first_iteration (`bool`, *optional*): whether this is the prefill.
             **kwargs: what `generate` hands on.
 
         Returns:
             `dict`: arguments of `forward`.
         """
         block_ids = None
-        if self.config.use_action_attention_mask and kwargs.get("inputs_embeds") is None:
+        if self.config.use_action_attention_mask and inputs_embeds is None:
             block_ids = compute_action_block_ids(input_ids, self.config)
             if isinstance(past_key_values, Cache) and past_key_values.is_compileable:
-                new = kwargs.get("next_sequence_length") or input_ids.shape[1]
+                new = next_sequence_length or input_ids.shape[1]
                 keys, offset = past_key_values.get_mask_sizes(new, 0)[0], past_key_values.get_seq_length()
                 attention_mask = combine_masks(block_ids, attention_mask, new, keys, offset, input_ids.device)[:, None]
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, attention_mask=attention_mask, **kwargs
+        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids,  # type: ignore[arg-type]
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,  # type: ignore[arg-type]
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
         )
         if block_ids is not None:
             inputs["action_block_ids"] = block_ids
@@ -98,7 +116,8 @@ class WorldVLAGenerationMixin(GenerationMixin):
         block_starts = real.sum(dim=1, keepdim=True) + block_starts
         positions = torch.cat([_positions(real), block_starts], dim=1)
         tokens = torch.full((batch, chunk_size), config.boa_token_id, device=device)
-        cache, chosen = DynamicCache(config=config), []
+        cache = DynamicCache(config=config)
+        chosen: list[torch.Tensor] = []
         hidden_states = self._extend(torch.cat([input_ids, tokens], dim=1), mask, positions, cache)[:, length:]
         for step in range(1, config.action_dim + 1):
             tokens = self._best_token(hidden_states, config.action_token_id_start, config.num_action_tokens)
@@ -113,7 +132,7 @@ class WorldVLAGenerationMixin(GenerationMixin):
         config = self.config
         markers = input_ids.new_tensor([config.eoa_token_id, config.boa_token_id]).expand(len(input_ids), 2)
         decoder = _CausalDecoder(self, input_ids, real, markers[:, 1:])
-        chosen = []
+        chosen: list[torch.Tensor] = []
         for index in range(chunk_size * config.action_dim):
             if index:
                 tokens = chosen[-1] if index % config.action_dim else torch.cat([chosen[-1], markers], dim=1)
@@ -158,7 +177,7 @@ class WorldVLAGenerationMixin(GenerationMixin):
         )
         row_end = input_ids.new_tensor([config.eol_token_id]).expand(len(input_ids), 1)
         decoder = _CausalDecoder(self, input_ids, real, opening.expand(len(input_ids), 3))
-        chosen = []
+        chosen: list[torch.Tensor] = []
         for index in range(height * width):
             if index:
                 decoder.feed(chosen[-1] if index % width else torch.cat([chosen[-1], row_end], dim=1))

@@ -93,7 +93,7 @@ def eager_attention(
     """Attend step by step, so that the weights can be looked at.
 
     Args:
-        module (`WorldVLAAttention`): for the number of query heads per key head and the training flag.
+        module (`WorldVLAAttention`): for the training flag.
         query (`torch.FloatTensor` of shape `(B, N, L, E)`): queries.
         key (`torch.FloatTensor` of shape `(B, G, S, E)`): keys.
         value (`torch.FloatTensor` of shape `(B, G, S, E)`): values.
@@ -105,8 +105,8 @@ def eager_attention(
     Returns:
         `(B, L, N, E)` attended values and `(B, N, L, S)` weights.
     """
-    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
-    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scores = query @ key.transpose(2, 3) * scaling + attention_mask
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)

@@ -36,13 +36,13 @@ class WorldVLACausalLMOutput(ModelOutput):
         attentions (`tuple` of `torch.FloatTensor` of shape `(B, N, L, S)`): on request, eager attention only.
     """
 
-    loss: torch.FloatTensor | None = None
-    loss_action: torch.FloatTensor | None = None
-    loss_world_model: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    loss_action: torch.Tensor | None = None
+    loss_world_model: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
     past_key_values: Cache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class WorldVLAPreTrainedModel(PreTrainedModel):
@@ -79,12 +79,12 @@ class WorldVLAModel(WorldVLAPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        action_block_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        action_block_ids: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -234,17 +234,20 @@ def _delegated_mask(
     block_ids: torch.Tensor | None,
 ) -> Any:
     """Let transformers build the mask in the form that another attention backend (flex) wants."""
+    action_rule = None
+    if block_ids is not None:
+        ids = block_ids
 
-    def action_rule(batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
-        query_id, key_id = block_ids[batch_idx, q_idx], block_ids[batch_idx, kv_idx]
-        return (key_id == query_id) | (key_id == 0) | (query_id <= 0)
+        def action_rule(batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+            query_id, key_id = ids[batch_idx, q_idx], ids[batch_idx, kv_idx]
+            return (key_id == query_id) | (key_id == 0) | (query_id <= 0)
 
     return create_causal_mask(
         config=config,
         inputs_embeds=hidden_states,
         attention_mask=attention_mask,
         past_key_values=past_key_values,
-        and_mask_function=None if block_ids is None else action_rule,
+        and_mask_function=action_rule,
     )
 
 
@@ -267,13 +270,13 @@ class WorldVLAForCausalLM(WorldVLAPreTrainedModel, WorldVLAGenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
-        action_block_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        action_block_ids: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor | None = None,
