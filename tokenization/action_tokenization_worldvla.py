@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from .choices_worldvla import require_choice
+from .inputs_worldvla import require_range
 
 BINNINGS = ("uniform", "official")
 
@@ -201,12 +202,8 @@ class WorldVLAActionTokenizer:
         self._check_width(values, "action token ids")
         values = values.astype(np.int64)
         start, end = self.action_token_id_start, self.action_token_id_start + self.num_bins
-        if values.size and (values.min() < start or values.max() >= end):
-            position = tuple(int(i) for i in np.argwhere((values < start) | (values >= end))[0])
-            raise ValueError(
-                f"Action token ids must lie in [{start}, {end}), got {values[position]} at position {position}. "
-                "Pass what `predict_action_chunk` or `encode` returned; commands are floats."
-            )
+        advice = "Pass what `predict_action_chunk` or `encode` returned; commands are floats."
+        require_range(values, start, end, "Action token ids", advice)
         return values
 
     def _as_commands(self, actions: Any) -> np.ndarray:

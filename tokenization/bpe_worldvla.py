@@ -105,6 +105,29 @@ def wrap_text_tokenizer(
     )
 
 
+def require_same_vocabulary(tokenizer: PreTrainedTokenizerFast, layout: VocabularyLayout) -> None:
+    """Refuse a text tokenizer that belongs to another layout.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerFast`): the table.
+        layout (`VocabularyLayout`): the layout.
+
+    Raises:
+        ValueError: if size or specials differ.
+    """
+    if len(tokenizer) != layout.vocab_size:
+        raise ValueError(
+            f"The text tokenizer has {len(tokenizer)} entries, the vocabulary layout {layout.vocab_size}. Use the "
+            "layout that it was trained with."
+        )
+    for name in ("bos_token_id", "pad_token_id", "eos_token_id"):
+        if getattr(tokenizer, name) != getattr(layout, name):
+            raise ValueError(
+                f"`{name}` of the text tokenizer is {getattr(tokenizer, name)}, of the vocabulary layout "
+                f"{getattr(layout, name)}. Use the layout that it was trained with."
+            )
+
+
 def encode_text(tokenizer: PreTrainedTokenizerFast, text: str, layout: VocabularyLayout) -> list[int]:
     """Tokenize plain text: whatever it says, the ids are text.
 

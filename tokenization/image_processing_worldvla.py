@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .inputs_worldvla import require_range
 from .pixels_worldvla import convert_to_colours, convert_to_images, convert_to_rgb, resize_and_crop
 from .vqgan_worldvla import stride_of
 
@@ -133,7 +134,7 @@ class WorldVLAImageTokenizer:
             ValueError: if the shape is another or a code lies outside the codebook; names it and its position.
         """
         values = _as_integers(codes, "codes")
-        _check_range(values, 0, self.num_image_tokens, "VQ codes")
+        require_range(values, 0, self.num_image_tokens, "VQ codes")
         slices = range(0, len(values), self.slice_size)
         return [image for start in slices for image in self._decode_slice(values[start : start + self.slice_size])]
 
@@ -182,7 +183,7 @@ class WorldVLAImageTokenizer:
             ValueError: names the first bad id and its position.
         """
         start = self.image_token_id_start
-        _check_range(token_ids, start, start + self.num_image_tokens, "Image token ids")
+        require_range(token_ids, start, start + self.num_image_tokens, "Image token ids")
         return token_ids.astype(np.int64, copy=False)
 
     def hash(self) -> str:
@@ -258,10 +259,3 @@ def _as_integers(values: Any, what: str) -> np.ndarray:
             "Add the batch dimension to a single image: `ids[None]`."
         )
     return array.astype(np.int64, copy=False)
-
-
-def _check_range(values: np.ndarray, start: int, end: int, what: str) -> None:
-    """Refuse values outside `[start, end)`, naming the first."""
-    if values.size and (values.min() < start or values.max() >= end):
-        position = tuple(int(i) for i in np.argwhere((values < start) | (values >= end))[0])
-        raise ValueError(f"{what} must lie in [{start}, {end}), got {values[position]} at position {position}.")

@@ -48,6 +48,43 @@ def is_tokenized(value: Any, ndim: int = 2) -> bool:
     )
 
 
+def require_range(values: np.ndarray, start: int, end: int, what: str, advice: str = "") -> None:
+    """Refuse integers outside a range.
+
+    Args:
+        values (integer `np.ndarray`): the integers.
+        start (`int`): smallest value allowed.
+        end (`int`): first value beyond.
+        what (`str`): what they are, for the message.
+        advice (`str`): what to do, for the message.
+
+    Raises:
+        ValueError: names the first bad value and its position.
+    """
+    if values.size and (values.min() < start or values.max() >= end):
+        position = tuple(int(i) for i in np.argwhere((values < start) | (values >= end))[0])
+        raise ValueError(
+            f"{what} must lie in [{start}, {end}), got {values[position]} at position {position}. {advice}".rstrip()
+        )
+
+
+def pad_left(prompts: list[list[int]], pad_token_id: int) -> dict[str, list[list[int]]]:
+    """Bring prompts to one length.
+
+    Args:
+        prompts (`list[list[int]]`): B prompts.
+        pad_token_id (`int`): fills them up on the left.
+
+    Returns:
+        `dict`: `input_ids` and `attention_mask`, B lists of one length.
+    """
+    longest = max(map(len, prompts))
+    return {
+        "input_ids": [[pad_token_id] * (longest - len(prompt)) + prompt for prompt in prompts],
+        "attention_mask": [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts],
+    }
+
+
 def split_batch(images: Any, text: Any, actions: Any) -> list[SampleInputs]:
     """Sort the arguments of a call into samples.
 

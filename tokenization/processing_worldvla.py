@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerFast
 from transformers.feature_extraction_utils import BatchFeature
 
 from .action_tokenization_worldvla import WorldVLAActionTokenizer
-from .bpe_worldvla import encode_text
+from .bpe_worldvla import encode_text, require_same_vocabulary
 from .choices_worldvla import require_choice
 from .image_processing_worldvla import WorldVLAImageTokenizer, check_image_size
-from .inputs_worldvla import SampleInputs, is_tokenized, list_images, split_batch
+from .inputs_worldvla import SampleInputs, is_tokenized, list_images, pad_left, require_range, split_batch
 from .processor_folder_worldvla import ProcessorFolder
 from .prompt_worldvla import (
     PROMPTS,
@@ -65,6 +65,7 @@ class WorldVLAProcessor(ProcessorFolder):
         super().__init__(tokenizer, chat_template=chat_template)
         if not isinstance(vocabulary, VocabularyLayout):
             vocabulary = VocabularyLayout.from_dict(vocabulary or {})
+        require_same_vocabulary(tokenizer, vocabulary)
         require_choice("policy prompt", policy_prompt, PROMPTS["policy"])
         require_choice("world_model prompt", world_model_prompt, PROMPTS["world_model"])
         self.vocabulary = vocabulary
@@ -81,9 +82,6 @@ class WorldVLAProcessor(ProcessorFolder):
         if vq_model is not None:
             self._attach_vq_model(vq_model)
         self._text_cache: dict[str, list[int]] = {}
-        self._check_tokenizer()
-
-    # ------------------------------------------------------------------------------------------ prompts and samples
 
     def __call__(
         self,
@@ -120,7 +118,7 @@ class WorldVLAProcessor(ProcessorFolder):
         for sample, grid in zip(samples, grids, strict=True):
             rows = self._check_actions(sample, role, len(grid), dataset_name)
             prompts.append(self._check_length(self._build_prompt(grid, sample.text, rows, role, prompt), "prompt"))
-        return self._pad(prompts, return_tensors)
+        return BatchFeature(pad_left(prompts, self.vocabulary.pad_token_id), tensor_type=return_tensors)
 
     def build_sample(
         self,
@@ -165,8 +163,6 @@ class WorldVLAProcessor(ProcessorFolder):
             sample = label_answer(tokens, world_model_answer(grid[-1], self.vocabulary))
         self._check_length(sample["input_ids"], "training sample")
         return sample
-
-    # ------------------------------------------------------------------------------------------- images and actions
 
     def encode_images(self, images: Any) -> torch.Tensor:
         """Turn images into image token ids.
@@ -296,8 +292,6 @@ class WorldVLAProcessor(ProcessorFolder):
             f"num_image_tokens={self.vocabulary.num_image_tokens}, actions={self.action_tokenizer is not None})"
         )
 
-    # ---------------------------------------------------------------------------------------------------------- inside
-
     def _build_prompt(
         self, grid: list[np.ndarray], text: str | None, rows: np.ndarray | None, role: Role, prompt: str | None
     ) -> list[int]:
@@ -350,14 +344,12 @@ class WorldVLAProcessor(ProcessorFolder):
             encoded = self._require_images().encode_to_ids([flat[index] for index in pixels]).numpy()
             for index, ids in zip(pixels, encoded, strict=True):
                 flat[index] = ids
-        start, end = self.vocabulary.ranges()["image tokens"]
+        start = self.vocabulary.image_token_id_start
+        end = start + self.vocabulary.num_image_tokens
+        advice = "Pixels are uint8 or floats; integers are taken for token ids."
         for index, ids in enumerate(flat):
             array = ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else ids
-            if array.size == 0 or array.min() < start or array.max() >= end:
-                raise ValueError(
-                    f"Image token ids must lie in [{start}, {end}), got {_first_outside(array, start, end)} of image "
-                    f"{index}. Pixels are uint8 or floats; integers are taken for token ids."
-                )
+            require_range(array, start, end, f"Token ids of image {index}", advice)
             flat[index] = array.astype(np.int64, copy=False)
         rest = iter(flat)
         return [[next(rest) for _ in sample] for sample in samples]
@@ -379,15 +371,6 @@ class WorldVLAProcessor(ProcessorFolder):
                 "(`tokenizer.model_max_length`). Use fewer or smaller images, or a shorter text."
             )
         return tokens
-
-    def _pad(self, prompts: list[list[int]], return_tensors: str | None) -> BatchFeature:
-        """Pad prompts on the left to one length."""
-        longest, pad = max(map(len, prompts)), self.vocabulary.pad_token_id
-        data = {
-            "input_ids": [[pad] * (longest - len(prompt)) + prompt for prompt in prompts],
-            "attention_mask": [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts],
-        }
-        return BatchFeature(data, tensor_type=return_tensors)
 
     def _attach_vq_model(self, vq_model: Any) -> None:
         """Use a VQ-GAN, or a function that loads one."""
@@ -414,26 +397,3 @@ class WorldVLAProcessor(ProcessorFolder):
                 '`action_limits={"name": {"low": [...], "high": [...]}}`.'
             )
         return self.action_tokenizer
-
-    def _check_tokenizer(self) -> None:
-        """Refuse a text tokenizer of another vocabulary."""
-        layout = self.vocabulary
-        if len(self.tokenizer) != layout.vocab_size:
-            raise ValueError(
-                f"The text tokenizer has {len(self.tokenizer)} entries, the vocabulary layout {layout.vocab_size}. "
-                "Use the layout that it was trained with."
-            )
-        for name in ("bos_token_id", "pad_token_id", "eos_token_id"):
-            if getattr(self.tokenizer, name) != getattr(layout, name):
-                raise ValueError(
-                    f"`{name}` of the text tokenizer is {getattr(self.tokenizer, name)}, of the vocabulary layout "
-                    f"{getattr(layout, name)}. Use the layout that it was trained with."
-                )
-
-
-def _first_outside(array: np.ndarray, start: int, end: int) -> str:
-    """The first value outside a range and its position, in words."""
-    if array.size == 0:
-        return "no id"
-    position = tuple(int(i) for i in np.argwhere((array < start) | (array >= end))[0])
-    return f"{array[position]} at position {position}"

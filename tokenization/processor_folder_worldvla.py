@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils import cached_file
 
 from .vqgan_worldvla import VQ_MODEL_FOLDER, load_vq_model, require_vq_model
 
 _CONFIG_FILE = "processor_config.json"
+_TOKENIZER_FILE = "tokenizer.json"
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 _Processor = TypeVar("_Processor", bound="ProcessorFolder")
@@ -85,7 +87,7 @@ class ProcessorFolder(ProcessorMixin):
         if not os.path.isdir(source) and (os.path.isabs(source) or source.startswith(".") or source.count("/") > 1):
             raise OSError(f"Expected a folder that holds a processor, or a Hub id, got `{source}`: no such folder.")
         processor = super().from_pretrained(source, **kwargs)
-        options = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
+        options = _hub_options(kwargs)
         if processor.image_tokenizer is None:
             require_vq_model(source, **options)
             processor._attach_vq_model(partial(load_vq_model, source, **options))
@@ -121,9 +123,22 @@ class ProcessorFolder(ProcessorMixin):
         return settings, unused
 
     @classmethod
-    def _get_arguments_from_pretrained(cls, *args: Any, **kwargs: Any) -> list[Any]:
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
+    ) -> list[Any]:
         """Load the text tokenizer, without the settings that are meant for the processor."""
+        source, options = pretrained_model_name_or_path, _hub_options(kwargs)
+        if cached_file(source, _TOKENIZER_FILE, _raise_exceptions_for_missing_entries=False, **options) is None:
+            raise OSError(
+                f"The checkpoint `{source}` lacks its text tokenizer: {_TOKENIZER_FILE} not found. Save the "
+                "checkpoint with `WorldVLAProcessor.save_pretrained`, or copy the file it was trained with there."
+            )
         ours = inspect.signature(cls.__init__).parameters
         return super()._get_arguments_from_pretrained(
-            *args, **{name: value for name, value in kwargs.items() if name not in ours}
+            source, *args, **{name: value for name, value in kwargs.items() if name not in ours}
         )
+
+
+def _hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Those arguments that say where and how to find files."""
+    return {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
