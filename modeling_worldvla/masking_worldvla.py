@@ -164,14 +164,16 @@ def _raise_malformed(
     row: int, position: int, kind: int, kind_before: int, before: torch.Tensor, config: WorldVLAConfig
 ) -> None:
     """Say what is wrong with the marker at `position` of `row`."""
-    names = ("", "begin of image", "end of image", "begin of action", "end of action")
+    names = ("", "a begin of image", "an end of image", "a begin of action", "an end of action")
     fields = ("", "boi_token_id", "eoi_token_id", "boa_token_id", "eoa_token_id")
     if kind_before in (1, 3):
-        reason = f"the {names[kind_before][9:]} block begun at position {int(before[row, position])} is not closed"
+        reason = (
+            f"the {names[kind_before].split()[-1]} block begun at position {int(before[row, position])} is not closed"
+        )
     else:
         reason = "no action block is open"
     raise ValueError(
-        f"Image and action markers must pair up, but row {row} has a {names[kind]} (`{fields[kind]}` "
+        f"Image and action markers must pair up, but row {row} has {names[kind]} (`{fields[kind]}` "
         f"{getattr(config, fields[kind])}) at position {position} where {reason}. Build sequences with the processor, "
         "or repair this one."
     )

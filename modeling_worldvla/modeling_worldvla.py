@@ -324,18 +324,21 @@ class WorldVLAForCausalLM(WorldVLAPreTrainedModel, WorldVLAGenerationMixin):
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
-        result = WorldVLACausalLMOutput(
+        losses, logits = None, None
+        if labels is not None:
+            losses = role_losses(hidden_states, labels, self.lm_head, self.config, num_items_in_batch)
+        if labels is None or logits_to_keep is not None:
+            kept = logits_to_keep if torch.is_tensor(logits_to_keep) else slice(-(logits_to_keep or 0), None)
+            logits = self.lm_head(hidden_states[:, kept])
+        return WorldVLACausalLMOutput(
+            loss=losses.loss if losses else None,
+            loss_action=losses.loss_action if losses else None,
+            loss_world_model=losses.loss_world_model if losses else None,
+            logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        if labels is not None:
-            losses = role_losses(hidden_states, labels, self.lm_head, self.config, num_items_in_batch)
-            result.loss, result.loss_action, result.loss_world_model = losses
-        if labels is None or logits_to_keep is not None:
-            kept = slice(-(logits_to_keep or 0), None) if not torch.is_tensor(logits_to_keep) else logits_to_keep
-            result.logits = self.lm_head(hidden_states[:, kept])
-        return result
 
 
 __all__ = ["WorldVLACausalLMOutput", "WorldVLAForCausalLM", "WorldVLAModel", "WorldVLAPreTrainedModel"]

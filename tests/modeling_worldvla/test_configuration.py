@@ -1,0 +1,53 @@
+import pytest
+
+from modeling_worldvla import WorldVLAConfig
+
+from .sequences import tiny_config
+
+
+def test_defaults_are_the_official_7b():
+    config = WorldVLAConfig()
+    assert (config.vocab_size, config.hidden_size, config.num_hidden_layers, config.head_dim) == (65536, 4096, 32, 128)
+    assert config.num_key_value_heads == 32
+    assert (config.boi_token_id, config.eoi_token_id, config.boa_token_id, config.eoa_token_id) == (
+        8197,
+        8196,
+        10004,
+        15004,
+    )
+    assert config.rope_parameters == {"rope_theta": 10000.0, "rope_type": "default"}
+    assert config.action_block_length == 9
+
+
+def test_save_and_load(tmp_path):
+    config = tiny_config(rope_theta=500.0, world_model_loss_weight=0.5)
+    config.save_pretrained(tmp_path)
+    loaded = WorldVLAConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert loaded.rope_parameters["rope_theta"] == 500.0
+    assert set(loaded.auto_map) == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 0}, "`hidden_size` must be a whole number of at least 1, got 0"),
+        ({"chunk_size": 2.5}, "`chunk_size` must be a whole number of at least 1, got 2.5"),
+        ({"num_attention_heads": 5}, "`num_attention_heads` must divide `hidden_size`, got 5 and 32"),
+        ({"num_key_value_heads": 3}, "`num_key_value_heads` must divide `num_attention_heads`, got 3 and 4"),
+        ({"model_parallel_size": 4}, "`model_parallel_size` must divide `num_key_value_heads`, got 4 and 2"),
+        ({"hidden_size": 12}, "heads of even width, got 3"),
+        ({"boa_token_id": 200}, "`boa_token_id` must lie inside the vocabulary of 200 entries, got 200"),
+        ({"eoa_token_id": None}, "`eoa_token_id` must lie inside the vocabulary of 200 entries, got None"),
+        ({"image_token_id_start": 161}, "`image_token_id_start` must lie inside .* got 161 … 200"),
+        ({"boi_token_id": 4}, "`boi_token_id` takes 4 … 4 and `eoi_token_id` begins at 4"),
+        (
+            {"action_token_id_start": 45},
+            "`action_token_id_start` takes 45 … 64 and `image_token_id_start` begins at 60",
+        ),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "`rope_type` must be 'default', got 'yarn'"),
+    ],
+)
+def test_impossible_values_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**changes)
