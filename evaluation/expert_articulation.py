@@ -6,7 +6,6 @@ All four skills work from the joint's axis and the collision geometry of the par
 import math
 from dataclasses import dataclass
 
-import mujoco
 import numpy as np
 
 from evaluation.expert_geometry import grip_rotation, nearest_equivalent_yaw, pointing_down, unit, yaw_of
@@ -16,6 +15,7 @@ from evaluation.expert_perception import Goal, Scene
 UP = np.array([0, 0, 1.0])
 PULL_TILT = math.radians(65)  # of the approach from straight down, for a drawer handle
 PUSH_TILT = math.radians(35)  # leans the palm back so that it clears the other handles
+SLIDE_JOINT = 2  # mujoco.mjtJoint.mjJNT_SLIDE
 DRAWER_TRAVEL = 0.155  # metres at which a drawer is surely open
 
 
@@ -47,8 +47,7 @@ class Joint:
         domain = scene.domain
         part = domain.object_sites_dict.get(name) or domain.get_object(name)
         owner = domain.get_object(getattr(part, "parent_name", None)) or part
-        index = mujoco.mj_name2id(scene.model, mujoco.mjtObj.mjOBJ_JOINT, next(iter(part.joints)))
-        return cls(scene, index, owner.object_properties["articulation"])
+        return cls(scene, scene.model.joint(next(iter(part.joints))).id, owner.object_properties["articulation"])
 
     @property
     def position(self) -> float:
@@ -68,7 +67,7 @@ class Joint:
     @property
     def slides(self) -> bool:
         """Whether it is a drawer's joint (else a hinge)."""
-        return bool(self.scene.model.jnt_type[self.index] == mujoco.mjtJoint.mjJNT_SLIDE)
+        return bool(self.scene.model.jnt_type[self.index] == SLIDE_JOINT)
 
     @property
     def geoms(self) -> list[int]:

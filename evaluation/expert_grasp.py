@@ -6,8 +6,9 @@ Shape legend: `N` points of the object.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -55,6 +56,7 @@ class ObjectInScene:
     Attributes:
         points (`np.ndarray` of shape `(N, 3)`): the object's surface, world metres.
         origin (`np.ndarray` of shape `(2,)`): the object's body origin.
+        own_heights (`HeightMap`): the object alone.
         height_map (`HeightMap`): everything, the object included.
         hand_yaw (`float`): the hand's present yaw.
         base (`np.ndarray` of shape `(2,)`): the robot's base.
@@ -63,6 +65,7 @@ class ObjectInScene:
 
     points: np.ndarray
     origin: np.ndarray
+    own_heights: HeightMap
     height_map: HeightMap
     hand_yaw: float
     base: np.ndarray
@@ -95,16 +98,21 @@ class Pinch:
     slant_up: float
 
 
-def split_into_pieces(coordinates: np.ndarray) -> Iterator[tuple[float, float]]:
-    """Split sorted coordinates wherever a gap lets a finger through.
+def split_into_pieces(
+    coordinates: np.ndarray, is_solid: Callable[[float], bool] = lambda middle: False
+) -> Iterator[tuple[float, float]]:
+    """Split sorted coordinates of surface points wherever a gap lets a finger in.
 
     Args:
         coordinates (`np.ndarray` of shape `(N,)`): ascending, metres along the finger axis.
+        is_solid (`Callable`): whether the object closes the gap around a coordinate from above (the inside of a box,
+            unlike the inside of a bowl).
 
     Yields:
         `tuple[float, float]`: first and last coordinate of each piece.
     """
-    cuts = np.where(np.diff(coordinates) > GAP)[0]
+    gaps = np.where(np.diff(coordinates) > GAP)[0]
+    cuts = np.array([gap for gap in gaps if not is_solid((coordinates[gap] + coordinates[gap + 1]) / 2)], dtype=int)
     for first, last in zip(np.r_[0, cuts + 1], np.r_[cuts, len(coordinates) - 1], strict=True):
         yield coordinates[first], coordinates[last]
 
@@ -136,11 +144,12 @@ def _reach_cost(offset_from_base: np.ndarray) -> float:
     return 25 * max(0.0, float(np.linalg.norm(offset_from_base)) - COMFORTABLE_REACH)
 
 
-def pieces_in_band(band: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
+def pieces_in_band(band: np.ndarray, is_solid: Callable[[float, float], bool]) -> Iterator[tuple[float, np.ndarray]]:
     """Cut a band of an object into slices across the finger axis, and those into pieces between which a finger fits.
 
     Args:
         band (`np.ndarray` of shape `(N, 3)`): points as (along, across, z) of the finger axis, metres.
+        is_solid (`Callable`): whether the object covers a place (along, across).
 
     Yields:
         `tuple[float, np.ndarray]`: the slice's middle across the finger axis, and the points of one piece.
@@ -152,7 +161,7 @@ def pieces_in_band(band: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
         in_slice = np.abs(across - middle) < SLICE_HALF_WIDTH
         if in_slice.sum() < 4:
             continue
-        for low, high in split_into_pieces(np.sort(along[in_slice])):
+        for low, high in split_into_pieces(np.sort(along[in_slice]), partial(is_solid, across=middle)):
             yield middle, band[in_slice & (along >= low) & (along <= high)]
 
 
@@ -174,7 +183,8 @@ def pinches_at_yaw(item: ObjectInScene, nominal_yaw: float, least_clearance: flo
     heights = item.grip_heights
     for height in heights:
         band = framed[(framed[:, 2] > height - 0.012) & (framed[:, 2] < height + 0.010)]
-        for middle, piece in pieces_in_band(band):
+        is_solid = partial(_covers, item.own_heights, rotation, height)
+        for middle, piece in pieces_in_band(band, is_solid):
             low, high = piece[:, 0].min(), piece[:, 0].max()
             if high - low > MAX_WIDTH:
                 continue
@@ -194,6 +204,12 @@ def pinches_at_yaw(item: ObjectInScene, nominal_yaw: float, least_clearance: flo
                 slant_along=slant_along,
                 slant_up=slant_up,
             )
+
+
+def _covers(own_heights: HeightMap, rotation: np.ndarray, height: float, along: float, across: float) -> bool:
+    """Whether an object is higher than a grip height at a place given along and across the finger axis."""
+    xy = rotation[:2, 0] * along + rotation[:2, 1] * across
+    return bool(own_heights.heights_under(xy[None])[0] > height)
 
 
 def wall_slants(piece: np.ndarray) -> tuple[float, float]:
@@ -230,13 +246,16 @@ def plan_grasp(
     Returns:
         `Grasp`, or `None` where no candidate has room.
     """
+    points = scene.points_of(name)
+    own_heights = HeightMap(-math.inf)
+    own_heights.raise_to(points)
     for spread, least_clearance in CLEARANCE_LEVELS:
         height_map = scene.height_map(exclude=(name,), spread=spread, obstacles=obstacles)
-        points = scene.points_of(name)
         height_map.raise_to(points)
         item = ObjectInScene(
             points=points,
             origin=scene.position_of(name)[:2],
+            own_heights=own_heights,
             height_map=height_map,
             hand_yaw=scene.grip_yaw,
             base=scene.base_position[:2],

