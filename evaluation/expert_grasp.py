@@ -149,7 +149,7 @@ def pieces_in_band(band: np.ndarray, is_solid: Callable[[float, float], bool]) -
 
     Args:
         band (`np.ndarray` of shape `(N, 3)`): points as (along, across, z) of the finger axis, metres.
-        is_solid (`Callable`): whether the object covers a place (along, across).
+        is_solid (`Callable`): whether the object covers a place (across, along).
 
     Yields:
         `tuple[float, np.ndarray]`: the slice's middle across the finger axis, and the points of one piece.
@@ -161,7 +161,7 @@ def pieces_in_band(band: np.ndarray, is_solid: Callable[[float, float], bool]) -
         in_slice = np.abs(across - middle) < SLICE_HALF_WIDTH
         if in_slice.sum() < 4:
             continue
-        for low, high in split_into_pieces(np.sort(along[in_slice]), partial(is_solid, across=middle)):
+        for low, high in split_into_pieces(np.sort(along[in_slice]), partial(is_solid, middle)):
             yield middle, band[in_slice & (along >= low) & (along <= high)]
 
 
@@ -206,7 +206,7 @@ def pinches_at_yaw(item: ObjectInScene, nominal_yaw: float, least_clearance: flo
             )
 
 
-def _covers(own_heights: HeightMap, rotation: np.ndarray, height: float, along: float, across: float) -> bool:
+def _covers(own_heights: HeightMap, rotation: np.ndarray, height: float, across: float, along: float) -> bool:
     """Whether an object is higher than a grip height at a place given along and across the finger axis."""
     xy = rotation[:2, 0] * along + rotation[:2, 1] * across
     return bool(own_heights.heights_under(xy[None])[0] > height)
