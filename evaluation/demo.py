@@ -93,7 +93,7 @@ def list_stages(arguments: DemoArguments, output: Path) -> list[Stage]:
         Stage(
             "pretokenize",
             "demonstrations to tokens",
-            ["train/pretokenize.py", "--demonstrations", str(demonstrations), "--vq_model", str(vqgan / "vq_model")]
+            ["train/pretokenize.py", "--demonstrations", str(demonstrations), "--vq_model", str(vqgan)]
             + ["--output_dir", str(tokens), "--dataset_name", arguments.suite],
         ),
         Stage(

@@ -52,6 +52,9 @@ class VQGANArguments:
             "what they move, a few per cent of the picture. 0 weighs all pixels alike."
         },
     )
+    mixed_precision: str = field(
+        default="no", metadata={"help": "no, or bf16: twice as fast on processors with bfloat16 units."}
+    )
     revive_every: int = field(default=50, metadata={"help": "Codes unused for this many steps are placed anew."})
     save_every: int = field(default=200, metadata={"help": "Steps between checkpoints that a new run resumes from."})
     log_every: int = field(default=20, metadata={"help": "Steps between log lines."})
@@ -60,6 +63,7 @@ class VQGANArguments:
     def __post_init__(self) -> None:
         """Check every option before anything is loaded."""
         require_choice("VQ-GAN preset", self.preset, list(VQ_MODEL_PRESETS))
+        require_choice("mixed precision", self.mixed_precision, ["no", "bf16"])
         require_positive(self, "max_steps", "batch_size", "learning_rate", "revive_every", "save_every", "log_every")
 
 
@@ -70,7 +74,7 @@ class PretokenizeArguments:
     demonstrations: list[str] = field(metadata={"help": "HDF5 files of demonstrations, or folders that hold them."})
     output_dir: str = field(metadata={"help": "Folder for the data set, its data card and its processor."})
     vq_model: str | None = field(
-        default=None, metadata={"help": "Folder of a VQ-GAN; a processor is built around it. Not with --processor."}
+        default=None, metadata={"help": "Folder of train/run_vqgan.py; a processor is built around it. Not with --processor."}
     )
     processor: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of a complete processor to use instead of --vq_model."}

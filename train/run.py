@@ -130,6 +130,7 @@ def save_everything(trainer: WorldVLATrainer, processor: WorldVLAProcessor, epis
     trainer.save_state()
     if trainer.is_world_process_zero():
         output = Path(trainer.args.output_dir)
+        processor.tokenizer.model_max_length = trainer.model.config.max_position_embeddings
         processor.save_pretrained(output)
         write_json(output / DATA_CARD, episodes.card)
         write_json(output / "training_log.json", trainer.state.log_history)

@@ -157,7 +157,7 @@ def train(arguments: VQGANArguments) -> Path:
     Returns:
         `Path`: folder of the trained `VQModel`.
     """
-    accelerator = Accelerator()
+    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     output = Path(arguments.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
