@@ -27,6 +27,7 @@ COMFORTABLE_REACH = 0.68  # metres from the robot's base; beyond it the arm is s
 CLEARANCE_LEVELS = ((1, 0.001), (0, 0.001), (0, -0.006))
 CLOSING_STEPS = 14
 LIFT = 0.06
+LIFT_SPEED = 0.4  # faster, bowls held at their rim slip
 
 
 @dataclass(frozen=True)
@@ -310,7 +311,7 @@ def pick(arm: Arm, name: str, destination: np.ndarray | None = None, attempts: i
         yield from _close_fingers(arm, grasp.position, rotation)
         lifted = grasp.position + [0, 0, LIFT]
         yield from arm.move_to(
-            lifted, rotation, CLOSE, tolerance=0.015, angle_tolerance=ANY_ANGLE, max_steps=20, max_speed=0.7
+            lifted, rotation, CLOSE, tolerance=0.015, angle_tolerance=ANY_ANGLE, max_steps=26, max_speed=LIFT_SPEED
         )
         if arm.scene.position_of(name)[2] > height_before + LIFT / 2:
             arm.take_hold(name)
