@@ -124,6 +124,11 @@ def build_datasets(
     }
 
 
+def has_checkpoint(output: Path) -> bool:
+    """Whether a run in this folder can be resumed; the folder may not exist yet."""
+    return output.is_dir() and get_last_checkpoint(str(output)) is not None
+
+
 def save_everything(trainer: WorldVLATrainer, processor: WorldVLAProcessor, episodes: TokenizedEpisodes) -> None:
     """Write model, processor, data card and the log into the output folder."""
     trainer.save_model()
@@ -163,7 +168,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         eval_dataset=held_out or None,
         data_collator=WorldVLACollator(model.config.pad_token_id),
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(training_arguments.output_dir) is not None)
+    trainer.train(resume_from_checkpoint=has_checkpoint(Path(training_arguments.output_dir)))
     metrics = trainer.evaluate() if held_out else {}
     save_everything(trainer, processor, episodes)
     return metrics
