@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any
 
 from transformers import HfArgumentParser
 
 from tokenization.choices_worldvla import require_choice
-
-Arguments = TypeVar("Arguments")
 
 
 @dataclass
@@ -65,7 +63,7 @@ def require_positive(arguments: Any, *names: str) -> None:
             raise ValueError(f"`--{name}` must be larger than 0, got {value}.")
 
 
-def parse_arguments(argument_class: type[Arguments], argv: Sequence[str]) -> Arguments:
+def parse_arguments(argument_class: Any, argv: Sequence[str]) -> Any:
     """Read a command line into one dataclass.
 
     Args:

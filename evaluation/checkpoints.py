@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from transformers import AutoModelForCausalLM, AutoProcessor
+
 import modeling_worldvla  # noqa: F401  registers the model with the Auto classes
 import tokenization  # noqa: F401  registers the processor with the Auto classes
-from transformers import AutoModelForCausalLM, AutoProcessor
 
 
 def load_checkpoint(folder_or_id: str, device: str) -> tuple[Any, Any]:
@@ -18,5 +19,5 @@ def load_checkpoint(folder_or_id: str, device: str) -> tuple[Any, Any]:
         `tuple`: the model in evaluation mode, and its processor.
     """
     processor = AutoProcessor.from_pretrained(folder_or_id)
-    model = AutoModelForCausalLM.from_pretrained(folder_or_id).to(device).eval()
-    return model, processor
+    model: Any = AutoModelForCausalLM.from_pretrained(folder_or_id)
+    return model.to(device).eval(), processor

@@ -22,7 +22,8 @@ if __package__ in (None, ""):  # run as a script: import from the checkout, not 
 from transformers.utils import logging
 
 from evaluation.arguments import parse_arguments, require_positive
-from evaluation.report import format_success, markdown_table, write_json, write_text
+from evaluation.atomic_files import write_json, write_text
+from evaluation.report import format_success, markdown_table
 
 logger = logging.get_logger("worldvla.demo")
 

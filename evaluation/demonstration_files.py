@@ -6,8 +6,7 @@ Shape legend: `T` steps, `H`, `W` pixels, `S` numbers of a simulator state.
 """
 
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from evaluation.atomic_files import write_atomically
 from evaluation.libero_env import quaternion_to_axis_angle
 from evaluation.libero_setup import LiberoTask
 
@@ -40,21 +40,6 @@ class RecordedEpisode:
     states: np.ndarray
     robot: dict[str, np.ndarray]
     frames: dict[str, np.ndarray]
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let a function write a file under a temporary name, then move it to its place.
-
-    Args:
-        path (`Path`): the final name; its folder must exist.
-        write (`Callable`): receives the temporary path.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_episode(path: Path, episode: RecordedEpisode) -> None:

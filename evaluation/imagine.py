@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from evaluation.arguments import ImagineArguments, parse_arguments
+from evaluation.atomic_files import write_json
 from evaluation.checkpoints import load_checkpoint
-from evaluation.report import write_json
 from evaluation.video import side_by_side, write_video
 from evaluation.world_model import fit_frames, imagine_episode, psnr, reconstruct
 from tokenization.demonstrations import find_demonstration_files, read_demonstrations

@@ -3,7 +3,7 @@
 from types import MappingProxyType
 
 # Steps that the policy may take, by suite: a fifth to a half more than the longest human demonstration of the suite.
-# Source: OpenVLA's LIBERO evaluation (arXiv 2406.09246), which the field, the official WorldVLA code included, follows.
+# Source: OpenVLA's LIBERO evaluation (arXiv 2406.09246), which the field follows, the official WorldVLA code too.
 MAX_STEPS = MappingProxyType(
     {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 )

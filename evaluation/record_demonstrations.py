@@ -17,6 +17,7 @@ if __package__ in (None, ""):  # run as a script: import from the checkout, not 
 
 from tqdm.auto import tqdm
 
+from evaluation.atomic_files import write_json
 from evaluation.libero_env import CAMERAS
 from evaluation.libero_setup import SUITES, choose, list_tasks
 from evaluation.protocol import NUM_INITIAL_STATES
@@ -129,9 +130,7 @@ def write_report(rows: list[dict[str, Any]], out: Path) -> None:
     path = out / "recording.json"
     known = {row["name"]: row for row in (json.loads(path.read_text()) if path.exists() else [])}
     known.update({row["name"]: row for row in rows})
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(list(known.values()), indent=1) + "\n")
-    temporary.replace(path)
+    write_json(path, list(known.values()))
 
 
 def record_with_progress(ledgers: list[TaskLedger], num_workers: int) -> None:

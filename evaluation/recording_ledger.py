@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.atomic_files import write_json
 from evaluation.demonstration_files import join_episodes, read_recorder_settings
 from evaluation.libero_setup import LiberoTask
 
@@ -93,7 +94,7 @@ class TaskLedger:
         if note_file.exists():
             self._require_same_settings(self.folder, json.loads(note_file.read_text()))
         else:
-            _write_json(note_file, self._note())
+            write_json(note_file, self._note())
         for file in self.folder.glob("attempt_*.json"):
             self._load_attempts([json.loads(file.read_text())])
 
@@ -153,7 +154,7 @@ class TaskLedger:
         """Note how an attempt ended; the episode's file must be in place before."""
         self.under_way.discard(seed)
         self.attempts[seed] = attempt
-        _write_json(self.folder / f"attempt_{seed:06d}.json", {"seed": seed, **asdict(attempt)})
+        write_json(self.folder / f"attempt_{seed:06d}.json", {"seed": seed, **asdict(attempt)})
 
     def write(self) -> None:
         """Join the successful episodes into the task's file, if there are any; finished episodes are then removed."""
@@ -169,12 +170,6 @@ class TaskLedger:
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.folder.parent.exists() and not any(self.folder.parent.iterdir()):
             self.folder.parent.rmdir()
-
-
-def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
 
 
 def summarise(ledgers: Sequence[TaskLedger]) -> list[dict[str, Any]]:

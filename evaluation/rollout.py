@@ -54,7 +54,9 @@ def run_episode(
     """
     observation = env.reset(initial_state=initial_state, seed=seed)
     policy.reset(env.instruction)
-    frames, actions, success = [observation[camera]], [], False
+    frames = [observation[camera]]
+    actions: list[np.ndarray] = []
+    success = False
     while not success and len(actions) < step_limit:
         action = np.asarray(policy.select_action(observation))
         observation, success, _ = env.step(action)

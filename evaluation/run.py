@@ -20,12 +20,13 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from evaluation.arguments import RolloutArguments, parse_arguments
+from evaluation.atomic_files import write_json, write_text
 from evaluation.checkpoints import load_checkpoint
 from evaluation.libero_env import LiberoEnv
 from evaluation.libero_setup import list_tasks
 from evaluation.policies import WorldVLAPolicy
 from evaluation.protocol import NUM_INITIAL_STATES, max_steps
-from evaluation.report import format_success, success_interval, write_json, write_text
+from evaluation.report import format_success, success_interval
 from evaluation.rollout import Episode, run_episode
 from evaluation.video import enlarge, label, write_video
 
@@ -97,7 +98,7 @@ def run_task(
     limit = arguments.max_steps or max_steps(arguments.suite)
     with LiberoEnv(arguments.suite, task_id, cameras=(arguments.camera,), image_size=arguments.image_size) as env:
         for state in missing:
-            name = f"task {task_id} state {state}"
+            bar.set_description(f"task {task_id} state {state}")
             episode = run_episode(
                 env,
                 policy,
@@ -105,7 +106,7 @@ def run_task(
                 seed=arguments.seed + state,
                 step_limit=limit,
                 camera=arguments.camera,
-                on_step=lambda step, name=name: bar.set_postfix_str(f"{name}, step {step}/{limit}"),
+                on_step=lambda step: bar.set_postfix_str(f"step {step}/{limit}"),
             )
             save_rollout_video(output / f"task{task_id}_state{state}.mp4", episode, env.instruction)
             record = {

@@ -3,7 +3,6 @@
 Shapes: `T` frames, `H, W` pixels.
 """
 
-import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +10,8 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from evaluation.atomic_files import write_atomically
 
 CAPTION_HEIGHT = 18
 
@@ -79,12 +80,17 @@ def write_video(path: str | Path, frames: Sequence[np.ndarray], frames_per_secon
     path = Path(path)
     if not len(frames):
         raise ValueError(f"No frames to write to `{path}`. A video needs at least one.")
-    height, width = frames[0].shape[:2]
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container:
+    write_atomically(path, lambda temporary: _encode(temporary, frames, frames_per_second))
+    return path
+
+
+def _encode(path: Path, frames: Sequence[np.ndarray], frames_per_second: int) -> None:
+    """Encode the frames into one H.264 stream; odd sizes are padded, yuv420p needs even ones."""
+    height, width = frames[0].shape[:2]
+    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(frames_per_second))
-        stream.width, stream.height = width + width % 2, height + height % 2  # yuv420p needs even sizes
+        stream.width, stream.height = width + width % 2, height + height % 2
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "18"}
         for index, frame in enumerate(frames):
@@ -95,5 +101,3 @@ def write_video(path: str | Path, frames: Sequence[np.ndarray], frames_per_secon
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
-    temporary.replace(path)
-    return path

@@ -25,7 +25,7 @@ VQ_MODEL_PRESETS: dict[str, dict[str, Any]] = {
     },
     # For 128 x 128 frames of one simulator: stride 16, 512 codes, trains on a laptop.
     "tiny-128": {
-        "block_out_channels": (16, 32, 64, 128, 128),
+        "block_out_channels": (8, 16, 32, 64, 128),
         "layers_per_block": 1,
         "latent_channels": 64,
         "vq_embed_dim": 64,

@@ -74,7 +74,8 @@ class PretokenizeArguments:
     demonstrations: list[str] = field(metadata={"help": "HDF5 files of demonstrations, or folders that hold them."})
     output_dir: str = field(metadata={"help": "Folder for the data set, its data card and its processor."})
     vq_model: str | None = field(
-        default=None, metadata={"help": "Folder of train/run_vqgan.py; a processor is built around it. Not with --processor."}
+        default=None,
+        metadata={"help": "Folder of train/run_vqgan.py; a processor is built around it."},
     )
     processor: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of a complete processor to use instead of --vq_model."}
@@ -168,7 +169,7 @@ class WorldVLATrainingArguments(TrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept."})
 
 
-def parse_arguments(argument_classes: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
+def parse_arguments(argument_classes: Sequence[Any], argv: Sequence[str]) -> tuple[Any, ...]:
     """Read `[recipe.yaml] [--flags]` into dataclasses.
 
     Args:

@@ -103,9 +103,9 @@ def list_windows(lengths: np.ndarray, options: WindowOptions, seed: int) -> list
         return policy
     if not options.policy_samples:
         return world
-    wanted = round(options.world_model_ratio * len(policy))
+    count = round(options.world_model_ratio * len(policy))
     order = np.random.default_rng(seed).permutation(len(world))
-    return policy + [world[order[index % len(world)]] for index in range(wanted)]
+    return policy + [world[order[index % len(world)]] for index in range(count)]
 
 
 class SampleDataset(Dataset):

@@ -151,7 +151,7 @@ def build_processor(
     """
     if arguments.processor is not None:
         return WorldVLAProcessor.from_pretrained(arguments.processor)
-    vq_model = load_vq_model(arguments.vq_model)
+    vq_model = load_vq_model(str(arguments.vq_model))
     layout = VocabularyLayout.compact(vq_model.config.num_vq_embeddings, arguments.num_text_tokens)
     instructions = sorted({demonstration.instruction for task in tasks for demonstration in task})
     prompts = [render_prompt("policy", task=instruction) for instruction in instructions] + list_prompts("world_model")

@@ -129,13 +129,15 @@ def has_checkpoint(output: Path) -> bool:
     return output.is_dir() and get_last_checkpoint(str(output)) is not None
 
 
-def save_everything(trainer: WorldVLATrainer, processor: WorldVLAProcessor, episodes: TokenizedEpisodes) -> None:
+def save_everything(
+    trainer: WorldVLATrainer, model: WorldVLAForCausalLM, processor: WorldVLAProcessor, episodes: TokenizedEpisodes
+) -> None:
     """Write model, processor, data card and the log into the output folder."""
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
-        output = Path(trainer.args.output_dir)
-        processor.tokenizer.model_max_length = trainer.model.config.max_position_embeddings
+        output = Path(str(trainer.args.output_dir))
+        processor.tokenizer.model_max_length = model.config.max_position_embeddings
         processor.save_pretrained(output)
         write_json(output / DATA_CARD, episodes.card)
         write_json(output / "training_log.json", trainer.state.log_history)
@@ -170,7 +172,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     )
     trainer.train(resume_from_checkpoint=has_checkpoint(Path(training_arguments.output_dir)))
     metrics = trainer.evaluate() if held_out else {}
-    save_everything(trainer, processor, episodes)
+    save_everything(trainer, model, processor, episodes)
     return metrics
 
 

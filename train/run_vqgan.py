@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # run as a script: import from the checkout, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -48,7 +49,7 @@ class VQGANObjective(nn.Module):
         arguments (`VQGANArguments`): weights of the terms.
     """
 
-    def __init__(self, vq_model: VQModel, arguments: VQGANArguments) -> None:
+    def __init__(self, vq_model: Any, arguments: VQGANArguments) -> None:
         super().__init__()
         self.vq_model = vq_model
         self.arguments = arguments
@@ -92,11 +93,10 @@ def draw_batches(num_frames: int, batch_size: int, seed: int, first_step: int) -
     """
     position = first_step * batch_size
     while True:
-        chosen = np.arange(position, position + batch_size)
-        orders = {
-            epoch: np.random.default_rng([seed, epoch]).permutation(num_frames) for epoch in set(chosen // num_frames)
-        }
-        yield np.array([orders[index // num_frames][index % num_frames] for index in chosen])
+        places = [divmod(place, num_frames) for place in range(position, position + batch_size)]
+        epochs = {epoch for epoch, _ in places}
+        orders = {epoch: np.random.default_rng([seed, epoch]).permutation(num_frames) for epoch in epochs}
+        yield np.array([orders[epoch][index] for epoch, index in places])
         position += batch_size
 
 
@@ -165,7 +165,7 @@ def train(arguments: VQGANArguments) -> Path:
     set_seed(arguments.seed)
     with accelerator.main_process_first():
         frames = FrameArray.from_demonstrations(arguments.demonstrations, arguments.camera, output)
-    vq_model = VQModel(**vq_model_config(arguments.preset))
+    vq_model: Any = VQModel(**vq_model_config(arguments.preset))
     objective = VQGANObjective(vq_model, arguments)
     optimizer = torch.optim.AdamW(vq_model.parameters(), lr=arguments.learning_rate, betas=(0.9, 0.95), weight_decay=0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_at(step, arguments))

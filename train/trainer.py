@@ -55,7 +55,7 @@ class WorldVLATrainer(Trainer):
         model: torch.nn.Module,
         inputs: dict[str, torch.Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Compute the loss as the Trainer does, and keep each role's sum for the log."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
@@ -73,13 +73,14 @@ class WorldVLATrainer(Trainer):
             self._role_sums.zero_()
         super().log(logs, start_time)
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate a split: adds the scores of `train.scores.LabelScores` to the metrics."""
         self._scores = LabelScores(self._model_config).to(self.args.device)
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        metrics = self._scores.reduce(self.accelerator).metrics()
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
-        return output
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        scores = self._scores.reduce(self.accelerator).metrics()
+        metrics = (output.metrics or {}) | {f"{prefix}_{name}": value for name, value in scores.items()}
+        return output._replace(metrics=metrics)
 
     def prediction_step(
         self,

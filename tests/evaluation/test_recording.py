@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from evaluation import demonstration_files
-from evaluation.demonstration_files import RecordedEpisode, write_atomically, write_episode
+from evaluation.atomic_files import write_atomically
+from evaluation.demonstration_files import RecordedEpisode, write_episode
 from evaluation.record_demonstrations import RecordingArguments, format_table, write_report
 from evaluation.recording import _next_task
 from evaluation.recording_ledger import Attempt, RecordingSettings, TaskLedger, summarise
