@@ -19,6 +19,7 @@ from typing import Any
 if __package__ in (None, ""):  # run as a script: import from the checkout, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import torch
 from transformers.utils import logging
 
 from evaluation.arguments import parse_arguments, require_positive
@@ -39,9 +40,9 @@ class DemoArguments:
     output_dir: str = field(default="outputs/demo", metadata={"help": "Folder that everything lands in."})
     suite: str = field(default="libero_object", metadata={"help": "LIBERO suite."})
     task_id: int = field(default=0, metadata={"help": "Task of the suite."})
-    episodes: int = field(default=16, metadata={"help": "Expert episodes to learn from."})
-    vqgan_steps: int = field(default=800, metadata={"help": "Optimizer steps of the VQ-GAN."})
-    training_steps: int = field(default=1000, metadata={"help": "Optimizer steps of the model."})
+    episodes: int = field(default=24, metadata={"help": "Expert episodes to learn from."})
+    vqgan_steps: int = field(default=500, metadata={"help": "Optimizer steps of the VQ-GAN."})
+    training_steps: int = field(default=800, metadata={"help": "Optimizer steps of the model."})
     rollouts: int = field(default=3, metadata={"help": "Benchmark initial states that the model is tried on."})
     num_workers: int = field(default=2, metadata={"help": "Simulator processes while recording."})
 
@@ -59,6 +60,12 @@ class Stage:
     command: list[str]
 
 
+def has_bfloat16_units() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware; elsewhere float32 is faster."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
 def list_stages(arguments: DemoArguments, output: Path) -> list[Stage]:
     """The road, command by command.
 
@@ -69,8 +76,9 @@ def list_stages(arguments: DemoArguments, output: Path) -> list[Stage]:
     Returns:
         `list[Stage]`: in order.
     """
+    bfloat16 = has_bfloat16_units()
     scene = ["--suite", arguments.suite, "--task_ids", str(arguments.task_id)]
-    record = ["evaluation/record_demonstrations.py", *scene, "--placements", "random"]
+    record = ["evaluation/record_demonstrations.py", *scene, "--placements", "random", "--cameras", "agentview"]
     demonstrations, held_out, vqgan = output / "demonstrations", output / "held_out", output / "vqgan"
     tokens, checkpoint = output / "tokens", output / "checkpoint"
     return [
@@ -89,7 +97,7 @@ def list_stages(arguments: DemoArguments, output: Path) -> list[Stage]:
             "vqgan",
             "VQ-GAN on the recorded frames",
             ["train/run_vqgan.py", "--demonstrations", str(demonstrations), "--output_dir", str(vqgan)]
-            + ["--max_steps", str(arguments.vqgan_steps)],
+            + ["--max_steps", str(arguments.vqgan_steps), "--mixed_precision", "bf16" if bfloat16 else "no"],
         ),
         Stage(
             "pretokenize",
@@ -101,7 +109,7 @@ def list_stages(arguments: DemoArguments, output: Path) -> list[Stage]:
             "train",
             "policy and world model together",
             ["train/run.py", "train/recipes/demo.yaml", "--tokens", str(tokens), "--output_dir", str(checkpoint)]
-            + ["--max_steps", str(arguments.training_steps)],
+            + ["--max_steps", str(arguments.training_steps), "--bf16", str(bfloat16).lower()],
         ),
         Stage(
             "rollout",
