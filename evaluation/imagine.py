@@ -55,8 +55,9 @@ def read_window(arguments: ImagineArguments) -> tuple[np.ndarray, np.ndarray]:
     available = len(demonstration.actions) - 1 - arguments.start
     count = available if arguments.num_frames is None else arguments.num_frames
     if not 1 <= count <= available:
+        wanted = "at least 1 is needed" if arguments.num_frames is None else f"{count} were asked for"
         raise ValueError(
-            f"The episode has {max(0, available)} frames after step {arguments.start}; {count} were asked for. "
+            f"The episode has {max(0, available)} frames after step {arguments.start}; {wanted}. "
             "Lower `--start` or `--num_frames`."
         )
     end = arguments.start + count

@@ -49,7 +49,7 @@ class WorldVLAPolicy:
         self.camera = camera
         self.n_obs_steps = n_obs_steps or model.config.n_obs_steps
         self.chunk_size = chunk_size or model.config.chunk_size
-        self.n_action_steps = n_action_steps or self.chunk_size
+        self.n_action_steps = self.chunk_size if n_action_steps is None else n_action_steps
         if not 1 <= self.n_action_steps <= self.chunk_size:
             raise ValueError(f"`n_action_steps` must lie in 1 … {self.chunk_size}, got {self.n_action_steps}.")
         self.reset("")

@@ -33,14 +33,14 @@ def label(frame: np.ndarray, text: str) -> np.ndarray:
 
 
 def enlarge(frame: np.ndarray, height: int) -> np.ndarray:
-    """Scale a frame up by a whole factor, pixels kept square, to at least `height` where that needs more than one.
+    """Scale a frame up by the whole factor that comes nearest to `height`; pixels stay square.
 
     Args:
         frame (`np.ndarray` of shape `(H, W, 3)`): uint8.
         height (`int`): wanted height in pixels.
 
     Returns:
-        `np.ndarray`: uint8, the frame itself where it is high enough.
+        `np.ndarray`: uint8; never smaller than the frame.
     """
     factor = max(1, round(height / frame.shape[0]))
     return frame.repeat(factor, axis=0).repeat(factor, axis=1)
