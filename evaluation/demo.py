@@ -146,7 +146,7 @@ def run_stages(stages: list[Stage], output: Path) -> dict[str, dict[str, Any]]:
         if entry["done"] and entry["command"] == stage.command:
             logger.info("[%d/%d] %s: done before", number, len(stages), stage.title)
             continue
-        entry["command"] = stage.command
+        entry |= {"command": stage.command, "done": False}
         logger.info("[%d/%d] %s\n      python %s", number, len(stages), stage.title, " ".join(stage.command))
         started = time.monotonic()
         try:
@@ -259,6 +259,8 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity_info()
     arguments = parse_arguments(DemoArguments, argv)
     output = Path(arguments.output_dir)
+    if Path.cwd() != ROOT:
+        output = output.resolve()  # the stages run in the checkout
     output.mkdir(parents=True, exist_ok=True)
     record = run_stages(list_stages(arguments, output), output)
     shutil.copyfile(choose_rollout_video(output), output / "rollout.mp4")
