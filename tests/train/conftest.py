@@ -1,30 +1,10 @@
 import datasets
 import numpy as np
 import pytest
-import torch
-from diffusers import VQModel
 
-from modeling_worldvla import WorldVLAConfig, WorldVLAForCausalLM
-from tokenization import VocabularyLayout, WorldVLAProcessor, list_prompts, train_text_tokenizer, vq_model_config
 from train.episodes import SampleDataset, WindowOptions
 
-GRID = (2, 2)
-DATASET = "made_up"
-
-
-@pytest.fixture(scope="session")
-def processor():
-    torch.manual_seed(0)
-    vq_model = VQModel(**vq_model_config("tiny-128", block_out_channels=(8, 8, 8, 8, 8), num_vq_embeddings=16))
-    layout = VocabularyLayout.compact(num_image_tokens=16, num_text_tokens=300, num_action_tokens=16, max_grid_size=4)
-    limits = {DATASET: {"low": [-1.0] * 7, "high": [1.0] * 7}}
-    return WorldVLAProcessor(
-        train_text_tokenizer(list_prompts(), layout, min_frequency=1),
-        vocabulary=layout,
-        action_limits=limits,
-        image_size=(32, 32),
-        vq_model=vq_model,
-    )
+from ..conftest import DATASET, GRID
 
 
 @pytest.fixture(scope="session")
@@ -49,23 +29,3 @@ def episodes(processor):
 @pytest.fixture
 def samples(episodes, processor):
     return SampleDataset(episodes, GRID, processor, WindowOptions(n_obs_steps=2, chunk_size=2), DATASET)
-
-
-@pytest.fixture
-def make_model(processor):
-    """A function that makes the same tiny model every time."""
-
-    def make(**changes):
-        torch.manual_seed(1)
-        sizes = {
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 128,
-            "world_model_loss_weight": 0.3,
-        }
-        return WorldVLAForCausalLM(WorldVLAConfig(**processor.model_config(), **(sizes | changes)))
-
-    return make

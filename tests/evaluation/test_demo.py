@@ -1,0 +1,263 @@
+import json
+import types
+
+import pytest
+
+import evaluation.demo
+from evaluation.arguments import ImagineArguments, RolloutArguments
+from evaluation.arguments import parse_arguments as parse_evaluation
+from evaluation.demo import (
+    ROOT,
+    DemoArguments,
+    Stage,
+    choose_rollout_video,
+    list_stages,
+    main,
+    run_stages,
+    write_report,
+)
+from evaluation.record_demonstrations import RecordingArguments
+from train.arguments import (
+    DataArguments,
+    ModelArguments,
+    PretokenizeArguments,
+    VQGANArguments,
+    WorldVLATrainingArguments,
+)
+from train.arguments import parse_arguments as parse_training
+
+
+@pytest.fixture
+def make_stage(tmp_path):
+    """A function that makes a stage which notes its run and ends with a code, or with the code in a file."""
+
+    def make(name, code=0, note=None):
+        program = f"import pathlib, sys; file = pathlib.Path(r'{tmp_path}') / 'ran'; "
+        program += f"file.open('a').write('{note or name} '); code = pathlib.Path(r'{tmp_path}') / 'code-{name}'; "
+        program += f"sys.exit(int(code.read_text()) if code.exists() else {code})"
+        return Stage(name, f"the stage {name}", ["-c", program])
+
+    return make
+
+
+@pytest.fixture
+def ran(tmp_path):
+    """A function that tells which stages ran since the last call."""
+
+    def read():
+        path = tmp_path / "ran"
+        names = path.read_text().split() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return names
+
+    return read
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The moments that the demo reads from its clock, in order."""
+    moments = []
+    monkeypatch.setattr(evaluation.demo, "time", types.SimpleNamespace(monotonic=lambda: moments.pop(0)))
+    return moments
+
+
+def read_record(folder):
+    return json.loads((folder / "stages.json").read_text())
+
+
+# Stages
+
+
+def test_finished_stages_are_skipped(make_stage, ran, tmp_path):
+    stages = [make_stage("a"), make_stage("b")]
+    record = run_stages(stages, tmp_path)
+    assert ran() == ["a", "b"]
+    assert list(record) == ["a", "b"] and record == read_record(tmp_path)
+    for stage in stages:
+        entry = record[stage.name]
+        assert entry["command"] == stage.command and entry["done"] is True
+        assert entry["peak_gib"] > 0
+    assert run_stages(stages, tmp_path) == record
+    assert ran() == []
+    run_stages([*stages, make_stage("c")], tmp_path)
+    assert ran() == ["c"]
+
+
+def test_a_stage_whose_command_changed_runs_again(make_stage, ran, tmp_path):
+    run_stages([make_stage("a"), make_stage("b")], tmp_path)
+    ran()
+    changed = [make_stage("a", note="a2"), make_stage("b")]
+    record = run_stages(changed, tmp_path)
+    assert ran() == ["a2"]
+    assert record["a"]["command"] == changed[0].command
+
+
+def test_a_changed_command_that_fails_is_not_taken_for_done(make_stage, ran, tmp_path):
+    run_stages([make_stage("a")], tmp_path)
+    for _ in range(2):
+        ran()
+        with pytest.raises(SystemExit):
+            run_stages([make_stage("a", code=1)], tmp_path)
+        assert ran() == ["a"]
+        assert read_record(tmp_path)["a"]["done"] is False
+
+
+def test_a_failing_stage_ends_with_its_code_and_the_time_adds_up(make_stage, ran, clock, tmp_path):
+    stages = [make_stage("a"), make_stage("b"), make_stage("c")]
+    (tmp_path / "code-b").write_text("3")
+    clock += [0, 2, 10, 14.5]
+    with pytest.raises(SystemExit) as error:
+        run_stages(stages, tmp_path)
+    assert error.value.code == 3
+    assert ran() == ["a", "b"]
+    record = read_record(tmp_path)
+    assert [(name, entry["done"], entry["seconds"]) for name, entry in record.items()] == [
+        ("a", True, 2.0),
+        ("b", False, 4.5),
+    ]
+    (tmp_path / "code-b").write_text("0")
+    clock += [100, 101, 200, 203]
+    record = run_stages(stages, tmp_path)
+    assert ran() == ["b", "c"]
+    assert {name: entry["seconds"] for name, entry in record.items()} == {"a": 2.0, "b": 5.5, "c": 3.0}
+
+
+def test_time_before_an_interruption_counts(make_stage, clock, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    clock += [0, 7]
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation.demo.subprocess, "run", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_stages([make_stage("a")], tmp_path)
+    assert read_record(tmp_path)["a"]["seconds"] == 7
+    clock += [50, 51]
+    assert run_stages([make_stage("a")], tmp_path)["a"]["seconds"] == 8
+
+
+def test_every_stage_is_a_command_that_its_script_takes(tmp_path):
+    arguments = DemoArguments(task_id=4, episodes=5, vqgan_steps=6, training_steps=7, rollouts=8, num_workers=3)
+    commands = {stage.name: stage.command for stage in list_stages(arguments, tmp_path)}
+    assert all((ROOT / command[0]).is_file() for command in commands.values())
+    options = {name: command[1:] for name, command in commands.items()}
+
+    recorded = parse_evaluation(RecordingArguments, options["record"])
+    assert (recorded.task_ids, recorded.episodes, recorded.num_workers) == ([4], 5, 3)
+    held_out = parse_evaluation(RecordingArguments, options["record_held_out"])
+    assert (held_out.task_ids, held_out.episodes, held_out.placements) == ([4], 1, "random")
+    assert held_out.first_seed > recorded.first_seed + 1000 and held_out.out != recorded.out
+    (vqgan,) = parse_training([VQGANArguments], options["vqgan"])
+    assert (vqgan.demonstrations, vqgan.max_steps) == ([recorded.out], 6)
+    (tokens,) = parse_training([PretokenizeArguments], options["pretokenize"])
+    assert (tokens.demonstrations, tokens.vq_model) == ([recorded.out], vqgan.output_dir)
+    recipe = str(ROOT / options["train"][0])
+    classes = [ModelArguments, DataArguments, WorldVLATrainingArguments]
+    without_bf16 = options["train"][1:] + ["--bf16", "false", "--use_cpu", "true"]
+    _, data, training = parse_training(classes, [recipe, *without_bf16])
+    assert (data.tokens, training.max_steps) == (tokens.output_dir, 7)
+    acted = parse_evaluation(RolloutArguments, options["rollout"])
+    assert (acted.checkpoint, acted.task_ids, acted.episodes) == (training.output_dir, [4], 8)
+    imagined = parse_evaluation(ImagineArguments, options["imagine"])
+    assert (imagined.checkpoint, imagined.demonstrations) == (training.output_dir, held_out.out)
+
+
+@pytest.mark.parametrize("name", ["episodes", "vqgan_steps", "training_steps", "rollouts", "num_workers"])
+def test_sizes_must_be_positive(name):
+    with pytest.raises(ValueError, match=f"`--{name}` must be larger than 0, got 0"):
+        parse_evaluation(DemoArguments, [f"--{name}", "0"])
+
+
+# What the demo leaves
+
+RECORD = {
+    "record": {"command": ["evaluation/record.py", "--a", "1"], "seconds": 90.4, "done": True, "peak_gib": 1.25},
+    "train": {"command": ["train/run.py"], "seconds": 209.6, "done": True, "peak_gib": 3.14},
+}
+ROLLOUTS = [
+    {"task_id": 2, "initial_state": 0, "success": False},
+    {"task_id": 2, "initial_state": 1, "success": True},
+    {"task_id": 2, "initial_state": 2, "success": True},
+]
+
+
+def write_lines(path, records):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def write_outputs(folder):
+    """What the stages write, made up."""
+    write_lines(folder / "rollouts" / "episodes.jsonl", ROLLOUTS)
+    for record in ROLLOUTS:
+        name = f"task{record['task_id']}_state{record['initial_state']}.mp4"
+        (folder / "rollouts" / name).write_text(name)
+    (folder / "rollouts" / "summary.json").write_text(json.dumps({"successes": 3, "episodes": 5}))
+    psnr = {"imagined": 21.456, "copy_last_frame": 17.5, "copy_last_reconstruction": 16.25, "reconstruction": 28.0}
+    imagined = {"num_frames": 123, "seconds_per_frame": 0.3456, "psnr_db": psnr}
+    (folder / "imagined.json").write_text(json.dumps(imagined))
+    losses = [{"reconstruction": 0.5, "perplexity": 3.0}, {"reconstruction": 0.25, "perplexity": 40.0}]
+    write_lines(folder / "vqgan" / "log.jsonl", losses)
+    training = [
+        {"loss_action": 5.5, "loss_world_model": 6.5, "step": 1},
+        {"eval_val_ind_loss_action": 4.0, "eval_val_ind_accuracy_action": 0.1},
+        {"loss_action": 1.5, "loss_world_model": 2.5, "step": 9},
+        {"eval_val_ind_loss_action": 2.0, "eval_val_ind_accuracy_action": 0.75},
+        {"train_runtime": 12.0},
+    ]
+    (folder / "checkpoint").mkdir()
+    (folder / "checkpoint" / "training_log.json").write_text(json.dumps(training))
+
+
+def test_the_report_holds_the_numbers(tmp_path):
+    write_outputs(tmp_path)
+    path = write_report(DemoArguments(task_id=2, suite="libero_goal", episodes=16), tmp_path, RECORD)
+    assert path == tmp_path / "report.md"
+    text = path.read_text()
+    for piece in (
+        "Task 2 of libero_goal; 16 expert episodes",
+        "**3/5 (60 %, 95 % interval 23 to 88 %)**",
+        "123 frames from one real frame",
+        "0.35 s a frame",
+        "| imagined | 21.46 |",
+        "| floor: the last real frame, repeated | 17.50 |",
+        "| the same floor, through the tokenizer | 16.25 |",
+        "| ceiling: real frames, through the tokenizer | 28.00 |",
+        "| VQ-GAN reconstruction | 0.500 | 0.250 |",
+        "| VQ-GAN codes in use (perplexity) | 3.000 | 40.000 |",
+        "| actions, nats per token | 5.500 | 1.500 |",
+        "| next frame, nats per token | 6.500 | 2.500 |",
+        "| held-out trajectories: loss_action |  | 2.000 |",
+        "| held-out trajectories: accuracy_action |  | 0.750 |",
+        "| record | 90 | `python evaluation/record.py --a 1` |",
+        "| train | 210 | `python train/run.py` |",
+        "All stages: 5.0 minutes; largest process: 3.1 GiB.",
+        f'AutoProcessor.from_pretrained("{tmp_path / "checkpoint"}")',
+    ):
+        assert piece in text, piece
+    assert "loss_world_model |" not in text  # the held-out log has none
+
+
+@pytest.mark.parametrize(
+    ("successes", "chosen"),
+    [([False, True, True], "task2_state1.mp4"), ([False] * 3, "task2_state0.mp4"), ([True] * 3, "task2_state0.mp4")],
+)
+def test_the_first_success_is_shown(tmp_path, successes, chosen):
+    records = [record | {"success": success} for record, success in zip(ROLLOUTS, successes, strict=True)]
+    write_lines(tmp_path / "rollouts" / "episodes.jsonl", records)
+    assert choose_rollout_video(tmp_path) == tmp_path / "rollouts" / chosen
+
+
+def test_the_demo_lands_where_it_was_started(tmp_path, monkeypatch):
+    def pretend(stages, output):
+        # The stages run in the checkout: a relative folder would be another one there.
+        assert output == tmp_path / "out" and output.is_dir()
+        assert stages[-1].command[-1] == str(tmp_path / "out" / "imagined.mp4")
+        write_outputs(output)
+        return RECORD
+
+    monkeypatch.setattr(evaluation.demo, "run_stages", pretend)
+    monkeypatch.chdir(tmp_path)
+    main(["--output_dir", "out"])
+    assert (tmp_path / "out" / "rollout.mp4").read_text() == "task2_state1.mp4"
+    assert "3/5" in (tmp_path / "out" / "report.md").read_text()
