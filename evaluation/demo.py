@@ -30,6 +30,7 @@ logger = logging.get_logger("worldvla.demo")
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = "stages.json"
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 HELD_OUT_SEED = 900_000  # far from the seeds of the training episodes
 
 
@@ -262,7 +263,11 @@ def main(argv: list[str]) -> None:
     if Path.cwd() != ROOT:
         output = output.resolve()  # the stages run in the checkout
     output.mkdir(parents=True, exist_ok=True)
-    record = run_stages(list_stages(arguments, output), output)
+    try:
+        record = run_stages(list_stages(arguments, output), output)
+    except KeyboardInterrupt:
+        logger.warning("Interrupted; what is finished is kept. Run the same command again to go on.")
+        raise SystemExit(INTERRUPTED) from None
     shutil.copyfile(choose_rollout_video(output), output / "rollout.mp4")
     report = write_report(arguments, output, record)
     logger.info("done: %s, rollout.mp4, imagined.mp4 and checkpoint/ in %s", report.name, output)
