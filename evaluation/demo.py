@@ -54,16 +54,17 @@ class DemoArguments:
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the road: a name and the command that takes it."""
+    """One step of the road: a name, the command that takes it, and the folder or file that it writes."""
 
     name: str
     title: str
     command: list[str]
+    result: Path
 
 
 def has_bfloat16_units() -> bool:
     """Whether this processor multiplies bfloat16 in hardware; elsewhere float32 is faster."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
@@ -88,47 +89,56 @@ def list_stages(arguments: DemoArguments, output: Path) -> list[Stage]:
             "expert demonstrations in the simulator",
             [*record, "--episodes", str(arguments.episodes), "--num_workers", str(arguments.num_workers)]
             + ["--out", str(demonstrations)],
+            demonstrations,
         ),
         Stage(
             "record_held_out",
             "one more episode, for the world model's test",
             [*record, "--episodes", "1", "--first_seed", str(HELD_OUT_SEED), "--out", str(held_out)],
+            held_out,
         ),
         Stage(
             "vqgan",
             "VQ-GAN on the recorded frames",
             ["train/run_vqgan.py", "--demonstrations", str(demonstrations), "--output_dir", str(vqgan)]
             + ["--max_steps", str(arguments.vqgan_steps), "--mixed_precision", "bf16" if bfloat16 else "no"],
+            vqgan,
         ),
         Stage(
             "pretokenize",
             "demonstrations to tokens",
             ["train/pretokenize.py", "--demonstrations", str(demonstrations), "--vq_model", str(vqgan)]
             + ["--output_dir", str(tokens), "--dataset_name", arguments.suite],
+            tokens,
         ),
         Stage(
             "train",
             "policy and world model together",
             ["train/run.py", "train/recipes/demo.yaml", "--tokens", str(tokens), "--output_dir", str(checkpoint)]
             + ["--max_steps", str(arguments.training_steps), "--bf16", str(bfloat16).lower()],
+            checkpoint,
         ),
         Stage(
             "rollout",
             "the model acts, from benchmark initial states",
             ["evaluation/run.py", "--checkpoint", str(checkpoint), *scene, "--episodes", str(arguments.rollouts)]
             + ["--output_dir", str(output / "rollouts")],
+            output / "rollouts",
         ),
         Stage(
             "imagine",
             "the model imagines the held-out episode",
             ["evaluation/imagine.py", "--checkpoint", str(checkpoint), "--demonstrations", str(held_out)]
             + ["--output", str(output / "imagined.mp4")],
+            output / "imagined.mp4",
         ),
     ]
 
 
 def run_stages(stages: list[Stage], output: Path) -> dict[str, dict[str, Any]]:
     """Run the stages that are not done, and remember the time each took.
+
+    A stage whose command changed, or that follows one whose command changed, starts anew: its old result is deleted.
 
     Args:
         stages (`list[Stage]`): in order.
@@ -143,11 +153,14 @@ def run_stages(stages: list[Stage], output: Path) -> dict[str, dict[str, Any]]:
     path = output / STAGES
     record = json.loads(path.read_text("utf-8")) if path.exists() else {}
     for number, stage in enumerate(stages, start=1):
-        entry = record.setdefault(stage.name, {"command": stage.command, "seconds": 0.0, "done": False})
-        if entry["done"] and entry["command"] == stage.command:
+        road = [step.command for step in stages[:number]]
+        if record.get(stage.name, {}).get("road") != road:
+            remove(stage.result)
+            record[stage.name] = {"command": stage.command, "road": road, "seconds": 0.0, "done": False}
+        entry = record[stage.name]
+        if entry["done"]:
             logger.info("[%d/%d] %s: done before", number, len(stages), stage.title)
             continue
-        entry |= {"command": stage.command, "done": False}
         logger.info("[%d/%d] %s\n      python %s", number, len(stages), stage.title, " ".join(stage.command))
         started = time.monotonic()
         try:
@@ -163,6 +176,14 @@ def run_stages(stages: list[Stage], output: Path) -> dict[str, dict[str, Any]]:
         entry |= {"done": True, "peak_gib": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20, 2)}
         write_json(path, record)
     return {stage.name: record[stage.name] for stage in stages}
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, where there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_report(arguments: DemoArguments, output: Path, record: dict[str, dict[str, Any]]) -> Path:

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from evaluation.arguments import RolloutArguments, parse_arguments
 from evaluation.atomic_files import write_json, write_text
-from evaluation.checkpoints import load_checkpoint
+from evaluation.checkpoints import fingerprint_checkpoint, load_checkpoint
 from evaluation.libero_env import LiberoEnv
 from evaluation.libero_setup import list_tasks
 from evaluation.policies import WorldVLAPolicy
@@ -37,12 +37,17 @@ SUMMARY = "summary.json"
 SETTINGS = "settings.json"
 
 
-def read_finished(output: Path, arguments: RolloutArguments) -> list[dict[str, Any]]:
+# Options that may change when a run goes on: where things lie, and how many episodes are wanted.
+FREE_OPTIONS = ("output_dir", "device", "checkpoint", "task_ids", "episodes")
+
+
+def read_finished(output: Path, arguments: RolloutArguments, fingerprint: str) -> list[dict[str, Any]]:
     """Read the episodes of an interrupted run; a last line that was cut off is dropped.
 
     Args:
         output (`Path`): the results folder.
         arguments (`RolloutArguments`): this run's options.
+        fingerprint (`str`): see `fingerprint_checkpoint`.
 
     Returns:
         `list[dict]`: one record per finished episode.
@@ -50,7 +55,8 @@ def read_finished(output: Path, arguments: RolloutArguments) -> list[dict[str, A
     Raises:
         ValueError: if the folder holds a run with other settings; names what changed.
     """
-    settings = {key: value for key, value in asdict(arguments).items() if key not in ("output_dir", "device")}
+    settings = {key: value for key, value in asdict(arguments).items() if key not in FREE_OPTIONS}
+    settings["checkpoint_fingerprint"] = fingerprint
     path = output / SETTINGS
     before = json.loads(path.read_text("utf-8")) if path.exists() else settings
     changed = [f"{key}: {before.get(key)} -> {value}" for key, value in settings.items() if before.get(key) != value]
@@ -138,12 +144,15 @@ def run(arguments: RolloutArguments) -> dict[str, Any]:
         raise ValueError(
             f"`--episodes` is at most {NUM_INITIAL_STATES}, the benchmark's states; got {arguments.episodes}."
         )
-    task_ids = arguments.task_ids or list(range(len(list_tasks(arguments.suite))))
+    task_ids = list(dict.fromkeys(arguments.task_ids)) or list(range(len(list_tasks(arguments.suite))))
     output = Path(arguments.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    finished = read_finished(output, arguments)
-    torch.manual_seed(arguments.seed)
     model, processor = load_checkpoint(arguments.checkpoint, arguments.device)
+    fingerprint = fingerprint_checkpoint(arguments.checkpoint, model)
+    wanted = {(task_id, state) for task_id in task_ids for state in range(arguments.episodes)}
+    records = read_finished(output, arguments, fingerprint)
+    finished = [record for record in records if (record["task_id"], record["initial_state"]) in wanted]
+    torch.manual_seed(arguments.seed)
     policy = WorldVLAPolicy(
         model,
         processor,
@@ -151,7 +160,7 @@ def run(arguments: RolloutArguments) -> dict[str, Any]:
         chunk_size=arguments.chunk_size,
         n_action_steps=arguments.n_action_steps,
     )
-    with tqdm(total=len(task_ids) * arguments.episodes, initial=len(finished), desc="rollout", unit="episode") as bar:
+    with tqdm(total=len(wanted), initial=len(finished), desc="rollout", unit="episode") as bar:
         for task_id in task_ids:
             run_task(task_id, policy, arguments, finished, bar)
     successes = sum(record["success"] for record in finished)
@@ -161,7 +170,7 @@ def run(arguments: RolloutArguments) -> dict[str, Any]:
         "successes": successes,
         "success_rate": successes / len(finished),
         "interval_95": success_interval(successes, len(finished)),
-        "settings": asdict(arguments),
+        "settings": asdict(arguments) | {"checkpoint_fingerprint": fingerprint},
     }
     write_json(output / SUMMARY, summary)
     return summary

@@ -35,7 +35,7 @@ def make_stage(tmp_path):
         program = f"import pathlib, sys; file = pathlib.Path(r'{tmp_path}') / 'ran'; "
         program += f"file.open('a').write('{note or name} '); code = pathlib.Path(r'{tmp_path}') / 'code-{name}'; "
         program += f"sys.exit(int(code.read_text()) if code.exists() else {code})"
-        return Stage(name, f"the stage {name}", ["-c", program])
+        return Stage(name, f"the stage {name}", ["-c", program], tmp_path / f"result-{name}")
 
     return make
 
@@ -83,13 +83,25 @@ def test_finished_stages_are_skipped(make_stage, ran, tmp_path):
     assert ran() == ["c"]
 
 
-def test_a_stage_whose_command_changed_runs_again(make_stage, ran, tmp_path):
-    run_stages([make_stage("a"), make_stage("b")], tmp_path)
+def test_a_changed_command_starts_itself_and_all_that_follows_anew(make_stage, ran, tmp_path):
+    run_stages([make_stage("a"), make_stage("b"), make_stage("c")], tmp_path)
     ran()
-    changed = [make_stage("a", note="a2"), make_stage("b")]
+    for name in "abc":
+        (tmp_path / f"result-{name}").mkdir()
+    changed = [make_stage("a"), make_stage("b", note="b2"), make_stage("c")]
     record = run_stages(changed, tmp_path)
-    assert ran() == ["a2"]
-    assert record["a"]["command"] == changed[0].command
+    assert ran() == ["b2", "c"]
+    assert record["b"]["command"] == changed[1].command
+    assert [(tmp_path / f"result-{name}").exists() for name in "abc"] == [True, False, False]
+
+
+def test_an_interrupted_stage_keeps_what_it_has(make_stage, tmp_path):
+    with pytest.raises(SystemExit):
+        run_stages([make_stage("a", code=1)], tmp_path)
+    (tmp_path / "result-a").write_text("half")
+    with pytest.raises(SystemExit):
+        run_stages([make_stage("a", code=1)], tmp_path)
+    assert (tmp_path / "result-a").read_text() == "half"
 
 
 def test_a_changed_command_that_fails_is_not_taken_for_done(make_stage, ran, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 import evaluation.run
 from evaluation.arguments import ImagineArguments, RolloutArguments, parse_arguments
+from evaluation.checkpoints import fingerprint_checkpoint
 from evaluation.report import format_success, markdown_table, success_interval
 from evaluation.run import append_line, read_finished, run
 
@@ -57,6 +58,7 @@ def simulator(make_model, processor, monkeypatch):
     monkeypatch.setattr(PretendEnv, "broken", set())
     monkeypatch.setattr(evaluation.run, "LiberoEnv", PretendEnv)
     monkeypatch.setattr(evaluation.run, "load_checkpoint", lambda folder, device: (make_model(), processor))
+    monkeypatch.setattr(evaluation.run, "fingerprint_checkpoint", lambda folder, model: "abc")
     return PretendEnv
 
 
@@ -141,32 +143,53 @@ def test_more_episodes_than_initial_states_are_refused(simulator, tmp_path):
 
 def test_a_line_that_was_cut_off_is_dropped(tmp_path):
     arguments = rollout(tmp_path)
-    assert read_finished(tmp_path, arguments) == []
+    assert read_finished(tmp_path, arguments, "abc") == []
     append_line(tmp_path / "episodes.jsonl", RECORD)
     with (tmp_path / "episodes.jsonl").open("a") as file:
         file.write('{"task_id": 0, "initial_state": 1, "succ')
-    assert read_finished(tmp_path, arguments) == [RECORD]
+    assert read_finished(tmp_path, arguments, "abc") == [RECORD]
     append_line(tmp_path / "episodes.jsonl", RECORD | {"initial_state": 1})
-    assert read_finished(tmp_path, arguments) == [RECORD, RECORD | {"initial_state": 1}]
+    assert read_finished(tmp_path, arguments, "abc") == [RECORD, RECORD | {"initial_state": 1}]
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
-    read_finished(tmp_path, rollout(tmp_path, seed=1))
+    read_finished(tmp_path, rollout(tmp_path, seed=1), "abc")
     append_line(tmp_path / "episodes.jsonl", RECORD)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     message = (
         r"holds results of other settings \(max_steps: None -> 9; seed: 1 -> 2\)\. Choose another `--output_dir`\."
     )
     with pytest.raises(ValueError, match=message):
-        read_finished(tmp_path, rollout(tmp_path, seed=2, max_steps=9))
+        read_finished(tmp_path, rollout(tmp_path, seed=2, max_steps=9), "abc")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_another_device_or_a_moved_folder_goes_on(tmp_path):
-    read_finished(tmp_path, rollout(tmp_path))
+    read_finished(tmp_path, rollout(tmp_path), "abc")
     append_line(tmp_path / "episodes.jsonl", RECORD)
     moved = tmp_path.rename(tmp_path.with_name("moved"))
-    assert read_finished(moved, rollout(moved, device="cuda")) == [RECORD]
+    assert read_finished(moved, rollout(moved, device="cuda"), "abc") == [RECORD]
+
+
+def test_another_checkpoint_at_the_same_place_is_refused(tmp_path):
+    read_finished(tmp_path, rollout(tmp_path), "abc")
+    with pytest.raises(ValueError, match=r"checkpoint_fingerprint: abc -> def"):
+        read_finished(tmp_path, rollout(tmp_path), "def")
+
+
+def test_more_episodes_of_the_same_run_go_on(tmp_path):
+    read_finished(tmp_path, rollout(tmp_path, episodes=1), "abc")
+    append_line(tmp_path / "episodes.jsonl", RECORD)
+    assert read_finished(tmp_path, rollout(tmp_path, episodes=5), "abc") == [RECORD]
+
+
+def test_fingerprints_follow_the_weights(tmp_path, make_model):
+    make_model().save_pretrained(tmp_path / "one")
+    make_model().save_pretrained(tmp_path / "two")
+    make_model(hidden_size=16).save_pretrained(tmp_path / "three")
+    (tmp_path / "one" / "training_log.json").write_text("[]")
+    one, two, three = (fingerprint_checkpoint(str(tmp_path / name), None) for name in ("one", "two", "three"))
+    assert one == two != three
 
 
 # Numbers and tables
