@@ -20,7 +20,8 @@ def imagine_episode(
 ) -> np.ndarray:
     """Predict frame after frame from one real frame and the recorded actions.
 
-    Every predicted frame is handed on as tokens; it is decoded to pixels only to be looked at.
+    Every predicted frame is handed on as tokens; it is decoded to pixels only to be looked at. Prompts show the last
+    `config.world_model_history` frame-action pairs, fewer at the start, as in training.
 
     Args:
         model (`WorldVLAForCausalLM`): the model.
@@ -33,11 +34,12 @@ def imagine_episode(
         `np.ndarray` of shape `(N + 1, H, W, 3)`: uint8; the first is the reconstruction of `first_frame`.
     """
     frame = processor.encode_images([first_frame])
-    frames = [frame]
-    for number, action in enumerate(actions, start=1):
-        inputs = processor(images=[frame[0]], actions=action[None], role="world_model", return_tensors="pt")
-        frame = model.predict_next_frame(**inputs.to(model.device)).to(frame.device)
-        frames.append(frame)
+    frames, history = [frame], model.config.world_model_history
+    for number in range(1, len(actions) + 1):
+        first = max(0, number - history)
+        shown = [frame[0] for frame in frames[first:number]]
+        inputs = processor(images=shown, actions=actions[first:number], role="world_model", return_tensors="pt")
+        frames.append(model.predict_next_frame(**inputs.to(model.device)).to(frame.device))
         on_frame(number)
     return decode_frames(processor, torch.cat(frames))
 

@@ -24,6 +24,7 @@ POSITIVE_SIZES = (
     "action_dim",
     "chunk_size",
     "n_obs_steps",
+    "world_model_history",
 )
 SINGLE_TOKENS = (
     "bos_token_id",
@@ -75,6 +76,7 @@ class WorldVLAConfig(PreTrainedConfig):
         action_dim (`int`): bins per action (D).
         chunk_size (`int`): actions per prediction (K).
         n_obs_steps (`int`): frames in a policy prompt (M).
+        world_model_history (`int`): frame-action pairs in a world-model prompt.
 
     Raises:
         ValueError: if a size is not positive, the heads do not divide, or token ids overlap or leave the vocabulary.
@@ -135,6 +137,7 @@ class WorldVLAConfig(PreTrainedConfig):
     action_dim: int = 7
     chunk_size: int = 5
     n_obs_steps: int = 2
+    world_model_history: int = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill in what follows from other fields, hand the rest to the base class, and check the whole.

@@ -137,7 +137,9 @@ class DataArguments:
     tokens: str = field(metadata={"help": "Folder written by train/pretokenize.py."})
     n_obs_steps: int = field(default=2, metadata={"help": "M: frames that a policy sample shows."})
     chunk_size: int = field(default=5, metadata={"help": "K: actions that a policy sample asks for."})
-    world_model_history: int = field(default=1, metadata={"help": "Frame-action pairs before the frame to predict."})
+    world_model_history: int = field(
+        default=1, metadata={"help": "Most frame-action pairs a sample shows (paper: 1)."}
+    )
     tail: str = field(
         default="shorten", metadata={"help": "End of an episode: shorten the last chunks, or drop them."}
     )

@@ -72,7 +72,8 @@ def list_windows(lengths: np.ndarray, options: WindowOptions, seed: int) -> list
     """Name every window of every episode.
 
     A policy window at step t shows frames t−M+1 … t (the first frame repeated before the start) and asks for actions
-    t … t+K−1; a world-model window shows `history` frame-action pairs from t and asks for the frame that follows them.
+    t … t+K−1. A world-model window at step t shows the last `world_model_history` frame-action pairs up to t, fewer at
+    the start, and asks for frame t+1.
 
     Args:
         lengths (`np.ndarray` of shape `(episodes,)`): steps of each episode.
@@ -80,7 +81,7 @@ def list_windows(lengths: np.ndarray, options: WindowOptions, seed: int) -> list
         seed (`int`): chooses the world-model windows where `world_model_ratio` asks for another number than there are.
 
     Returns:
-        `list[tuple[str, int, int]]`: (role, episode, first step).
+        `list[tuple[str, int, int]]`: (role, episode, step t).
 
     Raises:
         ValueError: if no episode is long enough for a role that is asked for.
@@ -89,7 +90,7 @@ def list_windows(lengths: np.ndarray, options: WindowOptions, seed: int) -> list
     for episode, length in enumerate(lengths):
         last_policy = length if options.tail == "shorten" else length - options.chunk_size + 1
         policy += [("policy", episode, step) for step in range(last_policy)]
-        world += [("world_model", episode, step) for step in range(length - options.world_model_history)]
+        world += [("world_model", episode, step) for step in range(length - 1)]
     for role, wanted, windows in (
         ("policy", options.policy_samples, policy),
         ("world_model", options.world_model_samples, world),
@@ -97,7 +98,7 @@ def list_windows(lengths: np.ndarray, options: WindowOptions, seed: int) -> list
         if wanted and not windows:
             raise ValueError(
                 f"No episode is long enough for a `{role}` sample: the longest has {max(lengths, default=0)} steps. "
-                "Lower `--chunk_size` or `--world_model_history`, or give longer demonstrations."
+                "Lower `--chunk_size`, or give longer demonstrations."
             )
     if not options.world_model_samples:
         return policy
@@ -156,5 +157,6 @@ class SampleDataset(Dataset):
             shown = [frames[max(0, t)] for t in range(step - self.options.n_obs_steps + 1, step + 1)]
             chunk = actions[step : step + self.options.chunk_size]
             return self.processor.build_sample(shown, text=row["instruction"], actions=chunk, role=role)
-        end = step + self.options.world_model_history
-        return self.processor.build_sample(list(frames[step : end + 1]), actions=actions[step:end], role=role)
+        first = max(0, step + 1 - self.options.world_model_history)
+        known = actions[first : step + 1]
+        return self.processor.build_sample(list(frames[first : step + 2]), actions=known, role=role)

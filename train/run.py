@@ -69,7 +69,7 @@ def build_model(
 
     Args:
         model_arguments (`ModelArguments`): sizes and loss weights, or the checkpoint.
-        data_arguments (`DataArguments`): M and K, which the config remembers.
+        data_arguments (`DataArguments`): M, K and the history, which the config remembers.
         processor (`WorldVLAProcessor`): gives every token id.
 
     Returns:
@@ -80,7 +80,7 @@ def build_model(
     """
     options = {f.name: getattr(model_arguments, f.name) for f in fields(model_arguments)}
     path = options.pop("model_name_or_path")
-    options |= {"n_obs_steps": data_arguments.n_obs_steps, "chunk_size": data_arguments.chunk_size}
+    options |= {name: getattr(data_arguments, name) for name in ("n_obs_steps", "chunk_size", "world_model_history")}
     ids = processor.model_config()
     if path is None:
         return WorldVLAForCausalLM(

@@ -72,14 +72,17 @@ def test_psnr_of_other_shapes_is_refused():
         psnr(np.zeros((2, 2, 2, 3), np.uint8), np.zeros((3, 2, 2, 3), np.uint8))
 
 
-def test_an_imagined_episode_is_one_prediction_after_another(model, processor, stored):
+@pytest.mark.parametrize("history", [1, 2, 3])
+def test_an_imagined_episode_is_one_prediction_after_another(model, processor, stored, history, monkeypatch):
+    monkeypatch.setattr(model.config, "world_model_history", history)
     frames, actions = stored["demo_1"]
     numbers = []
     found = imagine_episode(model, processor, frames[0], actions, on_frame=numbers.append)
 
     tokens = [processor.encode_images([frames[0]])]
-    for action in actions:
-        inputs = processor([tokens[-1][0].numpy()], actions=action[None], role="world_model", return_tensors="pt")
+    for step in range(len(actions)):
+        shown, known = [grid[0].numpy() for grid in tokens][-history:], actions[: step + 1][-history:]
+        inputs = processor(shown, actions=known, role="world_model", return_tensors="pt")
         tokens.append(model.predict_next_frame(**inputs))
     expected = np.stack([np.asarray(picture) for picture in processor.decode_images(torch.cat(tokens))])
     np.testing.assert_array_equal(found, expected)

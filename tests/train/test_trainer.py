@@ -1,9 +1,12 @@
+import numpy as np
 import pytest
 import torch
 from transformers import TrainerCallback
 
+from tests.conftest import DATASET, GRID
 from train.arguments import WorldVLATrainingArguments
 from train.collation import IGNORED_LABEL, WorldVLACollator
+from train.episodes import SampleDataset, WindowOptions
 from train.scores import LabelScores
 from train.trainer import WorldVLATrainer
 
@@ -54,6 +57,17 @@ def test_samples_of_both_roles(samples, processor):
             expected = processor.encode_actions(samples.episodes[episode]["actions"].reshape(-1, 7)[step : step + 2])
             bins = [t for t in answer if layout.action_token_id_start <= t < layout.action_token_id_start + 16]
             assert bins == expected.reshape(-1).tolist()
+
+
+def test_world_model_samples_show_the_last_pairs_and_fewer_at_the_start(episodes, processor):
+    options = WindowOptions(n_obs_steps=1, chunk_size=1, world_model_history=3, policy_samples=False)
+    samples = SampleDataset(episodes, GRID, processor, options, DATASET)
+    layout, frames = processor.vocabulary, np.array(episodes[0]["image_token_ids"]).reshape(-1, 4)
+    for step, pairs in ((0, 1), (1, 2), (2, 3), (4, 3)):
+        tokens = samples[samples.windows.index(("world_model", 0, step))]["input_ids"]
+        assert tokens.count(layout.boa_token_id) == pairs
+        codes = [t for t in tokens if layout.image_token_id_start <= t < layout.image_token_id_start + 16]
+        assert codes == frames[step + 1 - pairs : step + 2].reshape(-1).tolist()
 
 
 def test_collator_pads_right(processor):
