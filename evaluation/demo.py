@@ -7,10 +7,10 @@ in `output_dir`: rollout.mp4, imagined.mp4, report.md and the checkpoint.
 """
 
 import json
-import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 if __package__ in (None, ""):  # run as a script: import from the checkout, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import psutil
 import torch
 from transformers.utils import logging
 
@@ -135,6 +136,41 @@ def list_stages(arguments: DemoArguments, output: Path) -> list[Stage]:
     ]
 
 
+class PeakMemory:
+    """Watches, in a thread, how much memory this process and all below it hold together; use as a context manager.
+
+    Attributes:
+        gib (`float`): the largest sum of resident memory seen, in GiB; pages that processes share count for each.
+    """
+
+    def __init__(self, every: float = 1.0) -> None:
+        self.gib = 0.0
+        self._every = every
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "PeakMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while True:
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    total += process.memory_info().rss
+                except psutil.NoSuchProcess:  # it ended between the listing and the look
+                    continue
+            self.gib = max(self.gib, total / 2**30)
+            if self._ended.wait(self._every):
+                return
+
+
 def run_stages(stages: list[Stage], output: Path) -> dict[str, dict[str, Any]]:
     """Run the stages that are not done, and remember the time each took.
 
@@ -164,7 +200,8 @@ def run_stages(stages: list[Stage], output: Path) -> dict[str, dict[str, Any]]:
         logger.info("[%d/%d] %s\n      python %s", number, len(stages), stage.title, " ".join(stage.command))
         started = time.monotonic()
         try:
-            code = subprocess.run([sys.executable, *stage.command], cwd=ROOT, check=False).returncode
+            with PeakMemory() as memory:
+                code = subprocess.run([sys.executable, *stage.command], cwd=ROOT, check=False).returncode
         finally:
             entry["seconds"] = round(entry["seconds"] + time.monotonic() - started, 1)
             write_json(path, record)
@@ -173,7 +210,7 @@ def run_stages(stages: list[Stage], output: Path) -> dict[str, dict[str, Any]]:
                 "Stage `%s` failed with exit code %d; what is finished is kept. Run again to go on.", stage.name, code
             )
             raise SystemExit(code)
-        entry |= {"done": True, "peak_gib": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20, 2)}
+        entry |= {"done": True, "peak_gib": round(memory.gib, 2)}
         write_json(path, record)
     return {stage.name: record[stage.name] for stage in stages}
 
@@ -225,14 +262,14 @@ def write_report(arguments: DemoArguments, output: Path, record: dict[str, dict[
         markdown_table(["", "first logged", "last logged"], [*loss_rows(vqgan, training), *held_out_rows(training)]),
         "## Time",
         markdown_table(
-            ["stage", "seconds", "command"],
+            ["stage", "seconds", "GiB", "command"],
             [
-                [name, f"{entry['seconds']:.0f}", f"`python {' '.join(entry['command'])}`"]
+                [name, f"{entry['seconds']:.0f}", f"{entry['peak_gib']:.1f}", f"`python {' '.join(entry['command'])}`"]
                 for name, entry in record.items()
             ],
         ),
         f"All stages: {sum(entry['seconds'] for entry in record.values()) / 60:.1f} minutes; "
-        f"largest process: {max(entry['peak_gib'] for entry in record.values()):.1f} GiB.",
+        f"most memory at once, all processes: {max(entry['peak_gib'] for entry in record.values()):.1f} GiB.",
         "## Use the checkpoint",
         "```python\nimport modeling_worldvla, tokenization\n"
         "from transformers import AutoModelForCausalLM, AutoProcessor\n\n"

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import types
 
 import pytest
@@ -9,6 +11,7 @@ from evaluation.arguments import parse_arguments as parse_evaluation
 from evaluation.demo import (
     ROOT,
     DemoArguments,
+    PeakMemory,
     Stage,
     choose_rollout_video,
     list_stages,
@@ -66,6 +69,15 @@ def read_record(folder):
 
 
 # Stages
+
+
+def test_peak_memory_counts_processes_below():
+    program = "import time; block = bytearray(200 * 2**20); block[::4096] = b'1' * len(block[::4096]); time.sleep(1.5)"
+    with PeakMemory(every=0.1) as alone:
+        pass
+    with PeakMemory(every=0.1) as memory:
+        subprocess.run([sys.executable, "-c", program], check=True)
+    assert 0 < alone.gib and alone.gib + 0.15 < memory.gib < alone.gib + 1
 
 
 def test_finished_stages_are_skipped(make_stage, ran, tmp_path):
@@ -241,9 +253,9 @@ def test_the_report_holds_the_numbers(tmp_path):
         "| next frame, nats per token | 6.500 | 2.500 |",
         "| held-out trajectories: loss_action |  | 2.000 |",
         "| held-out trajectories: accuracy_action |  | 0.750 |",
-        "| record | 90 | `python evaluation/record.py --a 1` |",
-        "| train | 210 | `python train/run.py` |",
-        "All stages: 5.0 minutes; largest process: 3.1 GiB.",
+        "| record | 90 | 1.2 | `python evaluation/record.py --a 1` |",
+        "| train | 210 | 3.1 | `python train/run.py` |",
+        "All stages: 5.0 minutes; most memory at once, all processes: 3.1 GiB.",
         f'AutoProcessor.from_pretrained("{tmp_path / "checkpoint"}")',
     ):
         assert piece in text, piece
