@@ -5,7 +5,6 @@ Shapes: `F` frames, `H, W` pixels.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from tokenization.demonstrations import find_demonstration_files, read_demonstrations
+from train.atomic_files import new_folder
 
 MEDIAN_SAMPLES = 32  # frames of an episode that its median is taken over
 MOVING_THRESHOLD = 20  # of 255; the renderer's noise is zero, shadows and JPEG-like noise stay below
@@ -76,26 +76,24 @@ class FrameArray:
 
 
 def _gather(files: list[Path], camera: str, folder: Path) -> None:
-    """Write the three arrays to a temporary folder and rename it."""
+    """Write the three arrays; the folder appears when they are complete."""
     episodes = [demonstration for file in files for demonstration in read_demonstrations(file)]
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    temporary.mkdir(parents=True)
     total = sum(len(episode.actions) for episode in episodes)
     size = episodes[0].frames(camera).shape[1:]
-    frames = np.lib.format.open_memmap(temporary / "frames.npy", mode="w+", dtype=np.uint8, shape=(total, *size))
     medians, index, position = [], np.zeros(total, dtype=np.int32), 0
-    for number, episode in enumerate(tqdm(episodes, desc="gather frames", unit="episode")):
-        shown = episode.frames(camera)
-        if shown.shape[1:] != size:
-            raise ValueError(
-                f"Demonstration `{episode.name}` has frames of {shown.shape[1:]}, earlier ones of {size}. "
-                "Record all demonstrations at one image size."
-            )
-        frames[position : position + len(shown)] = shown
-        index[position : position + len(shown)] = number
-        position += len(shown)
-        medians.append(np.median(shown[:: max(1, len(shown) // MEDIAN_SAMPLES)], axis=0).astype(np.uint8))
-    frames.flush()
-    np.save(temporary / "episodes.npy", index)
-    np.save(temporary / "medians.npy", np.stack(medians))
-    temporary.rename(folder)
+    with new_folder(folder) as temporary:
+        frames = np.lib.format.open_memmap(temporary / "frames.npy", mode="w+", dtype=np.uint8, shape=(total, *size))
+        for number, episode in enumerate(tqdm(episodes, desc="gather frames", unit="episode")):
+            shown = episode.frames(camera)
+            if shown.shape[1:] != size:
+                raise ValueError(
+                    f"Demonstration `{episode.name}` has frames of {shown.shape[1:]}, earlier ones of {size}. "
+                    "Record all demonstrations at one image size."
+                )
+            frames[position : position + len(shown)] = shown
+            index[position : position + len(shown)] = number
+            position += len(shown)
+            medians.append(np.median(shown[:: max(1, len(shown) // MEDIAN_SAMPLES)], axis=0).astype(np.uint8))
+        frames.flush()
+        np.save(temporary / "episodes.npy", index)
+        np.save(temporary / "medians.npy", np.stack(medians))

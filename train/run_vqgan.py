@@ -157,7 +157,8 @@ def train(arguments: VQGANArguments) -> Path:
     Returns:
         `Path`: folder of the trained `VQModel`.
     """
-    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    # Without `cpu`, several processes on a machine without an accelerator would not find each other.
+    accelerator = Accelerator(mixed_precision=arguments.mixed_precision, cpu=not torch.accelerator.is_available())
     output = Path(arguments.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:

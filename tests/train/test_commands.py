@@ -164,15 +164,27 @@ def test_tokens_of_another_vqgan_are_refused(tokens, tmp_path):
         train.run.main(["--tokens", str(broken), "--output_dir", str(tmp_path / "run"), *TINY_MODEL])
 
 
+def launch(script, *flags, port):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    command += [script, *map(str, flags)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-9000:]
+
+
+def test_two_processes_train_one_vqgan(demonstrations, tmp_path):
+    flags = ["--demonstrations", demonstrations, "--output_dir", tmp_path, "--max_steps", "3", "--batch_size", "2"]
+    launch("train/run_vqgan.py", *flags, "--log_every", "1", "--save_every", "2", port=29534)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]  # one run of two processes, not two runs
+    VQModel.from_pretrained(tmp_path / "vq_model")
+
+
 def test_two_processes_equal_one(tokens, tmp_path):
     shared = ["--tokens", str(tokens), *TINY_MODEL, "--max_steps", "2", "--optim", "sgd", "--learning_rate", "0.01"]
     shared += ["--eval_strategy", "no", "--save_strategy", "no", "--max_grad_norm", "0"]
     one, two = tmp_path / "one", tmp_path / "two"
     train.run.main([*shared, "--output_dir", str(one), "--per_device_train_batch_size", "4"])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29533"]
-    command = [*launch, "train/run.py", *shared, "--output_dir", str(two), "--per_device_train_batch_size", "2"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-9000:]
+    launch("train/run.py", *shared, "--output_dir", two, "--per_device_train_batch_size", "2", port=29533)
     first, second = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (one, two))
     for name, value in first.items():
         torch.testing.assert_close(value, second[name], rtol=1e-5, atol=1e-6, msg=lambda text, name=name: name + text)
