@@ -1,0 +1,59 @@
+"""Every command line in README and docs is one that its script understands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from evaluation.arguments import ImagineArguments, RolloutArguments
+from evaluation.arguments import parse_arguments as parse_evaluation
+from evaluation.record_demonstrations import RecordingArguments
+from train.arguments import (
+    DataArguments,
+    ModelArguments,
+    PretokenizeArguments,
+    VQGANArguments,
+    WorldVLATrainingArguments,
+    parse_arguments,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+CLASSES = {
+    "train/run_vqgan.py": [VQGANArguments],
+    "train/pretokenize.py": [PretokenizeArguments],
+    "train/run.py": [ModelArguments, DataArguments, WorldVLATrainingArguments],
+    "evaluation/record_demonstrations.py": RecordingArguments,
+    "evaluation/run.py": RolloutArguments,
+    "evaluation/imagine.py": ImagineArguments,
+}
+COMMAND = re.compile(r"^(?:python|accelerate launch) +((?:train|evaluation)/\S+\.py.*)$", re.MULTILINE)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = [(path.name, command) for path in PAGES for command in COMMAND.findall(path.read_text(encoding="utf-8"))]
+
+
+def test_there_are_commands():
+    assert {command.split()[0] for _, command in COMMANDS} == set(CLASSES)
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_documented_commands_parse(page, command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    script, *flags = shlex.split(command)
+    classes = CLASSES[script]
+    if isinstance(classes, list):
+        parse_arguments(classes, flags)
+    else:
+        parse_evaluation(classes, flags)
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+)
+def test_links_to_files_lead_somewhere(page):
+    if not page.endswith(".md"):
+        pytest.skip("a picture folder")
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    missing = [link for link in links if link and not (path.parent / link).exists()]
+    assert not missing
