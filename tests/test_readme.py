@@ -47,13 +47,9 @@ def test_documented_commands_parse(page, command, monkeypatch):
         parse_evaluation(classes, flags)
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
-)
-def test_links_to_files_lead_somewhere(page):
-    if not page.endswith(".md"):
-        pytest.skip("a picture folder")
-    text = (ROOT / page).read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_to_files_lead_somewhere(path):
+    text = path.read_text(encoding="utf-8")
     links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
     missing = [link for link in links if link and not (path.parent / link).exists()]
     assert not missing
