@@ -79,12 +79,10 @@ def list_stages(arguments: DemoArguments, output: Path) -> list[Stage]:
     Returns:
         `list[Stage]`: in order.
     """
-    bfloat16 = has_bfloat16_units()
     scene = ["--suite", arguments.suite, "--task_ids", str(arguments.task_id)]
     record = ["evaluation/record_demonstrations.py", *scene, "--placements", "random", "--cameras", "agentview"]
-    demonstrations, held_out, vqgan = output / "demonstrations", output / "held_out", output / "vqgan"
-    tokens, checkpoint = output / "tokens", output / "checkpoint"
-    return [
+    demonstrations, held_out = output / "demonstrations", output / "held_out"
+    recording = [
         Stage(
             "record",
             "expert demonstrations in the simulator",
@@ -98,6 +96,16 @@ def list_stages(arguments: DemoArguments, output: Path) -> list[Stage]:
             [*record, "--episodes", "1", "--first_seed", str(HELD_OUT_SEED), "--out", str(held_out)],
             held_out,
         ),
+    ]
+    return recording + list_learning_stages(arguments, output) + list_judging_stages(arguments, output, scene)
+
+
+def list_learning_stages(arguments: DemoArguments, output: Path) -> list[Stage]:
+    """From the recorded episodes to the checkpoint."""
+    bfloat16 = has_bfloat16_units()
+    demonstrations, vqgan = output / "demonstrations", output / "vqgan"
+    tokens, checkpoint = output / "tokens", output / "checkpoint"
+    return [
         Stage(
             "vqgan",
             "VQ-GAN on the recorded frames",
@@ -119,6 +127,13 @@ def list_stages(arguments: DemoArguments, output: Path) -> list[Stage]:
             + ["--max_steps", str(arguments.training_steps), "--bf16", str(bfloat16).lower()],
             checkpoint,
         ),
+    ]
+
+
+def list_judging_stages(arguments: DemoArguments, output: Path, scene: list[str]) -> list[Stage]:
+    """What the checkpoint is tried on."""
+    checkpoint, held_out = output / "checkpoint", output / "held_out"
+    return [
         Stage(
             "rollout",
             "the model acts, from benchmark initial states",
@@ -238,7 +253,6 @@ def write_report(arguments: DemoArguments, output: Path, record: dict[str, dict[
     imagined = json.loads((output / "imagined.json").read_text("utf-8"))
     vqgan = [json.loads(line) for line in (output / "vqgan" / "log.jsonl").read_text("utf-8").splitlines()]
     training = json.loads((output / "checkpoint" / "training_log.json").read_text("utf-8"))
-    psnr = imagined["psnr_db"]
     lines = [
         "# worldvla demo",
         f"Task {arguments.task_id} of {arguments.suite}; {arguments.episodes} expert episodes from random placements. "
@@ -249,25 +263,11 @@ def write_report(arguments: DemoArguments, output: Path, record: dict[str, dict[
         "## The imagination",
         f"{imagined['num_frames']} frames from one real frame and the recorded actions of an episode that was not "
         f"trained on; {imagined['seconds_per_frame']:.2f} s a frame. Video: imagined.mp4 (real | imagined).",
-        markdown_table(
-            ["mean PSNR over the imagined frames", "dB"],
-            [
-                ["imagined", f"{psnr['imagined']:.2f}"],
-                ["floor: the last real frame, repeated", f"{psnr['copy_last_frame']:.2f}"],
-                ["the same floor, through the tokenizer", f"{psnr['copy_last_reconstruction']:.2f}"],
-                ["ceiling: real frames, through the tokenizer", f"{psnr['reconstruction']:.2f}"],
-            ],
-        ),
+        psnr_table(imagined["psnr_db"]),
         "## Losses",
         markdown_table(["", "first logged", "last logged"], [*loss_rows(vqgan, training), *held_out_rows(training)]),
         "## Time",
-        markdown_table(
-            ["stage", "seconds", "GiB", "command"],
-            [
-                [name, f"{entry['seconds']:.0f}", f"{entry['peak_gib']:.1f}", f"`python {' '.join(entry['command'])}`"]
-                for name, entry in record.items()
-            ],
-        ),
+        time_table(record),
         f"All stages: {sum(entry['seconds'] for entry in record.values()) / 60:.1f} minutes; "
         f"most memory at once, all processes: {max(entry['peak_gib'] for entry in record.values()):.1f} GiB.",
         "## Use the checkpoint",
@@ -278,6 +278,28 @@ def write_report(arguments: DemoArguments, output: Path, record: dict[str, dict[
     ]
     write_text(output / "report.md", "\n\n".join(lines) + "\n")
     return output / "report.md"
+
+
+def psnr_table(psnr: dict[str, float]) -> str:
+    """The imagination between its floor and its ceiling."""
+    rows = {
+        "imagined": "imagined",
+        "floor: the last real frame, repeated": "copy_last_frame",
+        "the same floor, through the tokenizer": "copy_last_reconstruction",
+        "ceiling: real frames, through the tokenizer": "reconstruction",
+    }
+    return markdown_table(
+        ["mean PSNR over the imagined frames", "dB"], [[title, f"{psnr[name]:.2f}"] for title, name in rows.items()]
+    )
+
+
+def time_table(record: dict[str, dict[str, Any]]) -> str:
+    """Time, memory and command of every stage."""
+    rows = [
+        [name, f"{entry['seconds']:.0f}", f"{entry['peak_gib']:.1f}", f"`python {' '.join(entry['command'])}`"]
+        for name, entry in record.items()
+    ]
+    return markdown_table(["stage", "seconds", "GiB", "command"], rows)
 
 
 def loss_rows(vqgan: list[dict[str, Any]], training: list[dict[str, Any]]) -> list[list[str]]:
