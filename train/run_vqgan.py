@@ -213,7 +213,7 @@ def run_steps(
         schedule.step()
         usage.update(accelerator.gather(result["indices"]))
         done = step + 1
-        if done % arguments.log_every == 0 and accelerator.is_main_process:
+        if (done % arguments.log_every == 0 or done == arguments.max_steps) and accelerator.is_main_process:
             log_step(output, progress, done, result, usage, schedule)
         # The first revival replaces the random start; the last tenth of the run leaves the codes alone.
         if (done == 1 or done % arguments.revive_every == 0) and done < 0.9 * arguments.max_steps:

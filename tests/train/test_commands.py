@@ -90,6 +90,11 @@ def test_vqgan_learns(vqgan):
     assert log[-1]["reconstruction"] < log[0]["reconstruction"]
 
 
+def test_the_last_step_is_always_logged(demonstrations, tmp_path):
+    train_vqgan(demonstrations, tmp_path, 3, log_every=2)
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [2, 3]
+
+
 def test_interrupted_vqgan_equals_uninterrupted(demonstrations, vqgan, tmp_path, monkeypatch):
     def die(*arguments):
         if arguments[2] == 5:
