@@ -7,6 +7,7 @@ in `output_dir`: rollout.mp4, imagined.mp4, report.md and the checkpoint.
 """
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -21,13 +22,12 @@ if __package__ in (None, ""):  # run as a script: import from the checkout, not 
 
 import psutil
 import torch
-from transformers.utils import logging
 
 from evaluation.arguments import parse_arguments, require_positive
 from evaluation.atomic_files import write_json, write_text
 from evaluation.report import format_success, markdown_table
 
-logger = logging.get_logger("worldvla.demo")
+logger = logging.getLogger("worldvla.demo")
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = "stages.json"
@@ -337,7 +337,7 @@ def choose_rollout_video(output: Path) -> Path:
 
 def main(argv: list[str]) -> None:
     """Command line entry."""
-    logging.set_verbosity_info()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = parse_arguments(DemoArguments, argv)
     output = Path(arguments.output_dir)
     if Path.cwd() != ROOT:

@@ -6,6 +6,7 @@ Beside the video (real | imagined) stands a JSON file with the PSNR of every fra
 reconstruction (the ceiling) and of repeating the last real frame (the floor).
 """
 
+import logging
 import sys
 import time
 from dataclasses import asdict
@@ -17,7 +18,6 @@ if __package__ in (None, ""):  # run as a script: import from the checkout, not 
 
 import numpy as np
 from tqdm.auto import tqdm
-from transformers.utils import logging
 
 from evaluation.arguments import ImagineArguments, parse_arguments
 from evaluation.atomic_files import write_json
@@ -26,7 +26,7 @@ from evaluation.video import side_by_side, write_video
 from evaluation.world_model import fit_frames, imagine_episode, psnr, reconstruct
 from tokenization.demonstrations import find_demonstration_files, read_demonstrations
 
-logger = logging.get_logger("worldvla.imagine")
+logger = logging.getLogger("worldvla.imagine")
 
 
 def read_window(arguments: ImagineArguments) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +120,7 @@ def imagine(arguments: ImagineArguments) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
     """Command line entry."""
-    logging.set_verbosity_info()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     result = imagine(parse_arguments(ImagineArguments, argv))
     for name, value in result["psnr_db"].items():
         logger.info("PSNR %-26s %.2f dB", name, value)

@@ -6,6 +6,7 @@ One JSON line per finished episode is on disk before the next begins; the same c
 """
 
 import json
+import logging
 import os
 import sys
 from dataclasses import asdict
@@ -17,7 +18,6 @@ if __package__ in (None, ""):  # run as a script: import from the checkout, not 
 
 import torch
 from tqdm.auto import tqdm
-from transformers.utils import logging
 
 from evaluation.arguments import RolloutArguments, parse_arguments
 from evaluation.atomic_files import write_json, write_text
@@ -30,7 +30,7 @@ from evaluation.report import format_success, success_interval
 from evaluation.rollout import Episode, run_episode
 from evaluation.video import enlarge, label, write_video
 
-logger = logging.get_logger("worldvla.rollout")
+logger = logging.getLogger("worldvla.rollout")
 
 EPISODES = "episodes.jsonl"
 SUMMARY = "summary.json"
@@ -178,7 +178,7 @@ def run(arguments: RolloutArguments) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
     """Command line entry."""
-    logging.set_verbosity_info()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     summary = run(parse_arguments(RolloutArguments, argv))
     logger.info("success: %s", format_success(summary["successes"], summary["episodes"]))
 

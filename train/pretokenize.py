@@ -8,6 +8,7 @@ interrupted run goes on where it stopped and nothing is encoded twice.
 
 import hashlib
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -20,7 +21,6 @@ if __package__ in (None, ""):  # run as a script: import from the checkout, not 
 import datasets
 import numpy as np
 from tqdm.auto import tqdm
-from transformers.utils import logging
 
 from tokenization import (
     VocabularyLayout,
@@ -36,7 +36,7 @@ from train.arguments import PretokenizeArguments, parse_arguments
 from train.atomic_files import new_folder, write_json
 from train.episodes import DATA_CARD, EPISODES, PROCESSOR
 
-logger = logging.get_logger("worldvla.pretokenize")
+logger = logging.getLogger("worldvla.pretokenize")
 
 FEATURES = datasets.Features(
     {
@@ -232,7 +232,7 @@ def describe(
 
 def main(argv: list[str]) -> None:
     """Command line entry."""
-    logging.set_verbosity_info()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     (arguments,) = parse_arguments([PretokenizeArguments], argv)
     folder = pretokenize(arguments)
     card = json.loads((folder / DATA_CARD).read_text("utf-8"))

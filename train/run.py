@@ -7,6 +7,7 @@ Killed at any moment, the same command goes on from the last complete checkpoint
 holds one folder with everything: model, processor with VQ-GAN and action limits, data card, metrics.
 """
 
+import logging
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -17,7 +18,6 @@ if __package__ in (None, ""):  # run as a script: import from the checkout, not 
 
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import logging
 
 from modeling_worldvla import WorldVLAConfig, WorldVLAForCausalLM
 from tokenization import WorldVLAProcessor
@@ -27,7 +27,7 @@ from train.collation import WorldVLACollator
 from train.episodes import DATA_CARD, PROCESSOR, SampleDataset, TokenizedEpisodes, WindowOptions
 from train.trainer import WorldVLATrainer
 
-logger = logging.get_logger("worldvla.train")
+logger = logging.getLogger("worldvla.train")
 
 # Options of ModelArguments that a checkpoint keeps its own value for.
 SIZES = (
@@ -152,7 +152,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     Returns:
         `dict`: metrics of the last evaluation, empty without held-out episodes.
     """
-    logging.set_verbosity_info()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     model_arguments, data_arguments, training_arguments = parse_arguments(
         [ModelArguments, DataArguments, WorldVLATrainingArguments], argv
     )

@@ -8,6 +8,7 @@ Killed at any moment, the same command goes on from the last complete checkpoint
 """
 
 import json
+import logging
 import math
 import shutil
 import sys
@@ -26,7 +27,6 @@ from accelerate.utils import broadcast, set_seed
 from diffusers import VQModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers.utils import logging
 
 from tokenization import vq_model_config
 from train.arguments import VQGANArguments, parse_arguments
@@ -34,7 +34,7 @@ from train.atomic_files import new_folder, write_json
 from train.frames import FrameArray
 from train.vqgan_losses import CodebookUsage, reconstruction_loss
 
-logger = logging.get_logger("worldvla.vqgan")
+logger = logging.getLogger("worldvla.vqgan")
 
 SETTINGS = "settings.json"
 # Options that may change between a run and its continuation.
@@ -256,7 +256,7 @@ def log_step(
 
 def main(argv: list[str]) -> None:
     """Command line entry."""
-    logging.set_verbosity_info()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     (arguments,) = parse_arguments([VQGANArguments], argv)
     if last_checkpoint(Path(arguments.output_dir)) is None and (Path(arguments.output_dir) / "vq_model").exists():
         raise FileExistsError(f"`{arguments.output_dir}` already holds a finished VQ-GAN. Choose another folder.")

@@ -285,3 +285,19 @@ def test_the_demo_lands_where_it_was_started(tmp_path, monkeypatch):
     main(["--output_dir", "out"])
     assert (tmp_path / "out" / "rollout.mp4").read_text() == "task2_state1.mp4"
     assert "3/5" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_the_demo_says_what_it_does(tmp_path):
+    """A script's own words reach the terminal, also where no test runner catches them."""
+    (tmp_path / "stages.json").write_text("{}")
+    program = (
+        "import evaluation.demo as demo, pathlib\n"
+        f"stage = demo.Stage('a', 'the first stage', ['-c', '2 + 2'], pathlib.Path(r'{tmp_path}/a'))\n"
+        "demo.list_stages = lambda *_: [stage]\n"
+        "demo.choose_rollout_video = lambda output: output / 'stages.json'\n"
+        "demo.write_report = lambda arguments, output, record: output / 'report.md'\n"
+        f"demo.main(['--output_dir', r'{tmp_path}'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "[1/1] the first stage" in done.stderr
+    assert "done: report.md" in done.stderr
