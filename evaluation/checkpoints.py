@@ -10,7 +10,7 @@ import modeling_worldvla  # noqa: F401  registers the model with the Auto classe
 import tokenization  # noqa: F401  registers the processor with the Auto classes
 
 # What a training run writes beside a checkpoint that says nothing about how it acts.
-LOGS = ("trainer_state.json", "training_log.json", "train_results.json", "eval_results.json", "all_results.json")
+LOGS = ("trainer_state.json", "training_log.json")
 
 
 def load_checkpoint(folder_or_id: str, device: str) -> tuple[Any, Any]:

@@ -24,7 +24,7 @@ import psutil
 import torch
 
 from evaluation.arguments import parse_arguments, require_positive
-from evaluation.atomic_files import write_json, write_text
+from evaluation.atomic_files import write_atomically, write_json, write_text
 from evaluation.report import format_success, markdown_table
 
 logger = logging.getLogger("worldvla.demo")
@@ -348,7 +348,8 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         logger.warning("Interrupted; what is finished is kept. Run the same command again to go on.")
         raise SystemExit(INTERRUPTED) from None
-    shutil.copyfile(choose_rollout_video(output), output / "rollout.mp4")
+    video = choose_rollout_video(output)
+    write_atomically(output / "rollout.mp4", lambda temporary: shutil.copyfile(video, temporary))
     report = write_report(arguments, output, record)
     logger.info("done: %s, rollout.mp4, imagined.mp4 and checkpoint/ in %s", report.name, output)
 

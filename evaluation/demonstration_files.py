@@ -18,6 +18,7 @@ from evaluation.atomic_files import write_atomically
 from evaluation.libero_env import quaternion_to_axis_angle
 from evaluation.libero_setup import LiberoTask
 
+# As in tokenization/demonstrations.py, whose package the recording processes do not load: it brings torch along.
 CAMERA_KEYS = {"agentview": "agentview_rgb", "wrist": "eye_in_hand_rgb"}
 
 

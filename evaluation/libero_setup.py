@@ -62,6 +62,9 @@ class LiberoTask:
 def choose(kind: str, name: str, choices: Sequence[str]) -> str:
     """Check a name against what there is.
 
+    Says what `tokenization.choices_worldvla.require_choice` says; the recording processes do not load that package,
+    which brings torch along.
+
     Args:
         kind (`str`): what the name stands for, used in the message.
         name (`str`): what the caller gave.

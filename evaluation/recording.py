@@ -157,7 +157,7 @@ def record(ledgers: Sequence[TaskLedger], num_workers: int, on_tick: Callable[[]
     workers: list[_Worker] = []
     try:
         while True:
-            _write_complete(ledgers, workers)
+            _write_complete(ledgers)
             while len(workers) < num_workers and (ledger := _next_task(ledgers, workers)) is not None:
                 workers.append(_Worker(ledger))
                 workers[-1].give(_require_seed(ledger))
@@ -191,7 +191,7 @@ def _next_task(ledgers: Sequence[TaskLedger], workers: Sequence[_Worker]) -> Tas
     return min(open_tasks, key=lambda ledger: sum(worker.ledger is ledger for worker in workers), default=None)
 
 
-def _write_complete(ledgers: Sequence[TaskLedger], workers: Sequence[_Worker]) -> None:
+def _write_complete(ledgers: Sequence[TaskLedger]) -> None:
     for ledger in ledgers:
         if not ledger.is_written and ledger.is_complete:
             ledger.write()

@@ -1,10 +1,15 @@
 """The two packages that travel know nothing of each other; here is where they must agree."""
 
+import pytest
+
+from evaluation.demonstration_files import CAMERA_KEYS as WRITTEN_CAMERA_KEYS
+from evaluation.libero_setup import choose
 from modeling_worldvla import WorldVLAConfig
 from modeling_worldvla.loss_worldvla import IGNORED_LABEL as LOSS_IGNORES
 from tokenization import VocabularyLayout
+from tokenization.choices_worldvla import require_choice
+from tokenization.demonstrations import CAMERA_KEYS as READ_CAMERA_KEYS
 from tokenization.prompt_worldvla import IGNORE_INDEX
-from train.collation import IGNORED_LABEL
 
 
 def test_official_ids_of_config_and_vocabulary_agree():
@@ -22,4 +27,18 @@ def test_every_id_of_the_config_comes_from_the_vocabulary():
 
 
 def test_ignored_labels_agree():
-    assert LOSS_IGNORES == IGNORE_INDEX == IGNORED_LABEL == -100
+    assert LOSS_IGNORES == IGNORE_INDEX == -100
+
+
+def test_recorder_and_reader_agree_on_the_cameras():
+    assert WRITTEN_CAMERA_KEYS == READ_CAMERA_KEYS
+
+
+@pytest.mark.parametrize("name", ["agentveiw", "zzz"])
+def test_both_refusals_of_an_unknown_name_say_the_same(name):
+    texts = []
+    for refuse in (choose, require_choice):
+        with pytest.raises(ValueError) as error:
+            refuse("camera", name, ["agentview", "wrist"])
+        texts.append(str(error.value))
+    assert texts[0] == texts[1]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-IGNORED_LABEL = -100
+from modeling_worldvla.loss_worldvla import IGNORED_LABEL
 
 
 class WorldVLACollator:

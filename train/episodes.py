@@ -151,12 +151,13 @@ class SampleDataset(Dataset):
         """
         role, episode, step = self.windows[index]
         row = self.episodes[episode]
-        frames = row["image_token_ids"].reshape(-1, *self.grid).astype(np.int64)
-        actions = self.processor.encode_actions(row["actions"].reshape(len(frames), -1), self.dataset_name)
+        frames = row["image_token_ids"].reshape(-1, *self.grid)
+        actions = row["actions"].reshape(len(frames), -1)
         if role == "policy":
             shown = [frames[max(0, t)] for t in range(step - self.options.n_obs_steps + 1, step + 1)]
             chunk = actions[step : step + self.options.chunk_size]
-            return self.processor.build_sample(shown, text=row["instruction"], actions=chunk, role=role)
+            return self.processor.build_sample(shown, row["instruction"], chunk, role, dataset_name=self.dataset_name)
         first = max(0, step + 1 - self.options.world_model_history)
         known = actions[first : step + 1]
-        return self.processor.build_sample(list(frames[first : step + 2]), actions=known, role=role)
+        shown = list(frames[first : step + 2])
+        return self.processor.build_sample(shown, actions=known, role=role, dataset_name=self.dataset_name)

@@ -79,7 +79,7 @@ def _gather(files: list[Path], camera: str, folder: Path) -> None:
     """Write the three arrays; the folder appears when they are complete."""
     episodes = [demonstration for file in files for demonstration in read_demonstrations(file)]
     total = sum(len(episode.actions) for episode in episodes)
-    size = episodes[0].frames(camera).shape[1:]
+    size = episodes[0].frames(camera, slice(1)).shape[1:]
     medians, index, position = [], np.zeros(total, dtype=np.int32), 0
     with new_folder(folder) as temporary:
         frames = np.lib.format.open_memmap(temporary / "frames.npy", mode="w+", dtype=np.uint8, shape=(total, *size))

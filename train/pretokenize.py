@@ -32,6 +32,7 @@ from tokenization import (
     train_text_tokenizer,
 )
 from tokenization.demonstrations import Demonstration, find_demonstration_files, read_demonstrations
+from tokenization.vqgan_worldvla import stride_of
 from train.arguments import PretokenizeArguments, parse_arguments
 from train.atomic_files import new_folder, write_json
 from train.episodes import DATA_CARD, EPISODES, PROCESSOR
@@ -167,7 +168,7 @@ def build_processor(
         vocabulary=layout,
         action_limits={arguments.dataset_name: measure_action_limits(np.concatenate(training))},
         binning=arguments.binning,
-        image_size=tasks[0][0].frames(arguments.camera).shape[1:3],
+        image_size=tasks[0][0].frames(arguments.camera, slice(1)).shape[1:3],
         vq_model=vq_model,
     )
 
@@ -212,13 +213,12 @@ def describe(
     chosen: dict[str, np.ndarray],
 ) -> dict[str, Any]:
     """What the data card says: how the tokens were made, and how many there are."""
-    height, width = tasks[0][0].frames(arguments.camera).shape[1:3]
     actions = np.concatenate([demonstration.actions for task in tasks for demonstration in task])
-    grid = processor.encode_images([np.zeros((height, width, 3), np.uint8)]).shape[1:]
+    stride = stride_of(processor.vq_model)
     return {
         "dataset_name": arguments.dataset_name,
         "camera": arguments.camera,
-        "grid": list(grid),
+        "grid": [side // stride for side in processor.image_size],
         "image_token_hash": processor.image_token_hash(),
         "sources": [{"file": file.name, "episodes": len(task)} for file, task in zip(files, tasks, strict=True)],
         "splits": {name: len(rows) for name, rows in chosen.items()},

@@ -10,8 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
-from modeling_worldvla.loss_worldvla import world_model_rows
-from train.collation import IGNORED_LABEL
+from modeling_worldvla.loss_worldvla import IGNORED_LABEL, world_model_rows
 
 ROLES = ("action", "world_model")
 
