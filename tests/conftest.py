@@ -1,4 +1,10 @@
-"""A tiny processor and a tiny model with random weights, shared by the tests of training and evaluation."""
+"""A tiny processor and a tiny model with random weights, shared by the tests of training and evaluation.
+
+`recorded_behaviour` is the folder of recorded outputs of the official code; a small part of them lies in `fixtures/`.
+"""
+
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +15,18 @@ from tokenization import VocabularyLayout, WorldVLAProcessor, list_prompts, trai
 
 GRID = (2, 2)
 DATASET = "made_up"
+RECORDED_BEHAVIOUR = "WORLDVLA_RECORDED_BEHAVIOUR"
+
+
+@pytest.fixture(scope="session")
+def recorded_behaviour():
+    """The folder that holds the whole recorded files, for tests that the parts in `fixtures/` do not suffice for."""
+    folder = os.environ.get(RECORDED_BEHAVIOUR)
+    if not folder:
+        pytest.skip(f"needs the whole recorded behaviour; set {RECORDED_BEHAVIOUR} to its folder")
+    if not Path(folder).is_dir():
+        pytest.fail(f"{RECORDED_BEHAVIOUR} must name the folder of the recorded behaviour, got {folder!r}")
+    return Path(folder)
 
 
 @pytest.fixture(scope="session")
