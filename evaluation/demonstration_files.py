@@ -7,7 +7,7 @@ Shape legend: `T` steps, `H`, `W` pixels, `S` numbers of a simulator state.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,24 @@ from evaluation.libero_setup import LiberoTask
 
 # As in tokenization/demonstrations.py, whose package the recording processes do not load: it brings torch along.
 CAMERA_KEYS = {"agentview": "agentview_rgb", "wrist": "eye_in_hand_rgb"}
+MASK_KEYS = {"agentview": "agentview_segmentation", "wrist": "eye_in_hand_segmentation"}
+
+
+@dataclass
+class RecordedPictures:
+    """What the cameras saw in P moments of an episode.
+
+    Attributes:
+        frames (`dict`): upright `uint8` images `(P, H, W, 3)` by camera.
+        masks (`dict`): upright `uint8` arrays `(P, H, W)` of indices into `names`, by camera; empty if not recorded.
+        names (`tuple[str, ...]`): what the numbers of the masks stand for.
+        objects_of_interest (`tuple[str, ...]`): which of them the task is about.
+    """
+
+    frames: dict[str, np.ndarray]
+    masks: dict[str, np.ndarray] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    objects_of_interest: tuple[str, ...] = ()
 
 
 @dataclass
@@ -32,7 +50,8 @@ class RecordedEpisode:
         actions (`np.ndarray` of shape `(T, 7)`): commands.
         states (`np.ndarray` of shape `(T, S)`): simulator states.
         robot (`dict`): the robot's observations, arrays `(T, ...)` under robosuite's names.
-        frames (`dict`): upright `uint8` images `(T, H, W, 3)` by camera.
+        pictures (`RecordedPictures`): what the cameras saw before actions 0, n, 2n, ...
+        picture_stride (`int`): n.
     """
 
     seed: int
@@ -40,7 +59,8 @@ class RecordedEpisode:
     actions: np.ndarray
     states: np.ndarray
     robot: dict[str, np.ndarray]
-    frames: dict[str, np.ndarray]
+    pictures: RecordedPictures
+    picture_stride: int = 1
 
 
 def write_episode(path: Path, episode: RecordedEpisode) -> None:
@@ -77,14 +97,26 @@ def _write_episode(path: Path, episode: RecordedEpisode) -> None:
         observations["ee_ori"] = orientation
         observations["gripper_states"] = robot["robot0_gripper_qpos"]
         observations["joint_states"] = robot["robot0_joint_pos"]
-        for camera, frames in episode.frames.items():
-            observations.create_dataset(
-                CAMERA_KEYS[camera],
-                data=frames[:, ::-1, ::-1],  # as MuJoCo renders them
-                chunks=(1, *frames.shape[1:]),
-                compression="gzip",
-                compression_opts=4,
-            )
+        _write_pictures(group, episode)
+
+
+def _write_pictures(group: h5py.Group, episode: RecordedEpisode) -> None:
+    pictures = episode.pictures
+    if episode.picture_stride > 1:
+        group.attrs["picture_stride"] = episode.picture_stride
+    if pictures.masks:
+        group.attrs["segmentation_names"] = json.dumps(pictures.names)
+        group.attrs["objects_of_interest"] = json.dumps(pictures.objects_of_interest)
+    arrays = {CAMERA_KEYS[camera]: frames for camera, frames in pictures.frames.items()}
+    arrays |= {MASK_KEYS[camera]: masks for camera, masks in pictures.masks.items()}
+    for key, array in arrays.items():
+        group["obs"].create_dataset(
+            key,
+            data=array[:, ::-1, ::-1],  # as MuJoCo renders them
+            chunks=(1, *array.shape[1:]),
+            compression="gzip",
+            compression_opts=4,
+        )
 
 
 def join_episodes(path: Path, parts: Sequence[Path], task: LiberoTask, settings: dict[str, Any]) -> None:

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.libero_setup import RENDERER_HELP, LiberoTask, choose, find_task, import_libero, quiet
+from evaluation.libero_rendering import CAMERAS, render_picture, render_segmentation
+from evaluation.libero_setup import LiberoTask, choose, find_task, import_libero, quiet
 
-# Our names of the cameras, LIBERO's names in the simulator, and LIBERO's names in demonstration files.
-CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 ACTION_DIM = 7
 OPEN_HAND_STILL = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 SETTLING_STEPS = 10  # objects are placed slightly above their support and have to come to rest
@@ -290,23 +289,22 @@ class LiberoEnv:
             ValueError: if the camera is unknown.
             ImportError: if the renderer does not start; the message says what to install.
         """
-        choose("camera", camera, tuple(CAMERAS))
-        sim = self.domain.sim
-        if sim._render_context_offscreen is None:
-            self._start_renderer()
-        sim._render_context_offscreen.gl_ctx.make_current()
-        frame = sim.render(camera_name=CAMERAS[camera], width=self.image_size, height=self.image_size)
-        return np.ascontiguousarray(frame[::-1, ::-1])
+        return render_picture(self.domain, camera, self.image_size)
 
-    def _start_renderer(self) -> None:
-        from robosuite.utils.binding_utils import MjRenderContextOffscreen
+    def render_segmentation(self, camera: str) -> np.ndarray:
+        """Say for each pixel of a camera what is seen there now.
 
-        try:
-            context = MjRenderContextOffscreen(self.domain.sim, device_id=-1)
-        except Exception as error:
-            raise ImportError(f"The headless renderer does not start ({error}). {RENDERER_HELP}") from error
-        context.vopt.geomgroup[0] = 0  # collision geometry
-        context.vopt.geomgroup[1] = 1  # what is to be seen
+        Args:
+            camera (`str`): `agentview` or `wrist`.
+
+        Returns:
+            `np.ndarray` of shape `(H, W)`: `uint8`, upright, an index into `segmentation_names` of the scene.
+
+        Raises:
+            ValueError: if the camera is unknown.
+            ImportError: if the renderer does not start; the message says what to install.
+        """
+        return render_segmentation(self.domain, camera, self.image_size)
 
     # The simulator's state
 

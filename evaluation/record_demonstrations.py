@@ -18,7 +18,7 @@ if __package__ in (None, ""):  # run as a script: import from the checkout, not 
 from tqdm.auto import tqdm
 
 from evaluation.atomic_files import write_json
-from evaluation.libero_env import CAMERAS
+from evaluation.libero_rendering import CAMERAS
 from evaluation.libero_setup import SUITES, choose, list_tasks
 from evaluation.protocol import NUM_INITIAL_STATES
 from evaluation.recording import open_ledgers, record
@@ -40,6 +40,14 @@ class RecordingArguments:
     image_size: int = field(default=128, metadata={"help": "Pixels, height and width. LIBERO's own files have 128."})
     cameras: list[str] = field(
         default_factory=lambda: list(CAMERAS), metadata={"help": f"Cameras to record: {', '.join(CAMERAS)}."}
+    )
+    segmentation: bool = field(
+        default=False,
+        metadata={"help": "Also record what is seen in each pixel (robot, gripper, each object), see docs/libero.md."},
+    )
+    picture_stride: int = field(
+        default=1,
+        metadata={"help": "Record pictures of every n-th step only: enough to train a VQ-GAN, not a policy."},
     )
     num_workers: int = field(default=1, metadata={"help": "Processes; each needs about a core and 2.5 GB."})
     placements: str = field(
@@ -63,7 +71,7 @@ class RecordingArguments:
             choose("camera", camera, tuple(CAMERAS))
         if not self.cameras:
             raise ValueError(f"`--cameras` needs at least one of: {', '.join(CAMERAS)}.")
-        for name in ("episodes", "image_size", "num_workers", "max_attempts"):
+        for name in ("episodes", "image_size", "picture_stride", "num_workers", "max_attempts"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`--{name}` must be at least 1, got {value}.")
@@ -94,6 +102,8 @@ class RecordingArguments:
             max_attempts=attempts,
             cameras=tuple(self.cameras),
             image_size=self.image_size,
+            picture_stride=self.picture_stride,
+            segmentation=self.segmentation,
         )
 
 

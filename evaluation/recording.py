@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.demonstration_files import RecordedEpisode, write_episode
+from evaluation.demonstration_files import RecordedEpisode, RecordedPictures, write_episode
 from evaluation.expert import ScriptedExpert
 from evaluation.libero_env import LiberoEnv
+from evaluation.libero_rendering import objects_of_interest, segmentation_names
 from evaluation.libero_setup import find_task
 from evaluation.protocol import max_steps
 from evaluation.recording_ledger import Attempt, RecordingSettings, TaskLedger
@@ -23,7 +24,7 @@ TICK_SECONDS = 2.0
 
 
 def record_episode(
-    env: LiberoEnv, seed: int, initial_state: int | None, cameras: Sequence[str]
+    env: LiberoEnv, seed: int, initial_state: int | None, settings: RecordingSettings
 ) -> tuple[Attempt, RecordedEpisode | None]:
     """Let the expert try one episode without rendering, and render it afterwards if it succeeded.
 
@@ -31,7 +32,7 @@ def record_episode(
         env (`LiberoEnv`): the task, opened without cameras.
         seed (`int`): seed of the reset.
         initial_state (`int`, *optional*): benchmark state; None for a random placement.
-        cameras (`Sequence[str]`): cameras to render.
+        settings (`RecordingSettings`): what to render.
 
     Returns:
         `tuple`: how it ended, and the episode when it succeeded within the suite's step limit.
@@ -57,28 +58,40 @@ def record_episode(
         actions=np.stack(actions),
         states=np.stack(states),
         robot={key: np.stack([step[key] for step in robot]) for key in robot[0]},
-        frames=render_states(env, states, cameras),
+        pictures=render_states(env, states[:: settings.picture_stride], settings.cameras, settings.segmentation),
+        picture_stride=settings.picture_stride,
     )
     return Attempt(True, len(actions)), episode
 
 
-def render_states(env: LiberoEnv, states: Sequence[np.ndarray], cameras: Sequence[str]) -> dict[str, np.ndarray]:
+def render_states(
+    env: LiberoEnv, states: Sequence[np.ndarray], cameras: Sequence[str], segmentation: bool = False
+) -> RecordedPictures:
     """Render states of the present episode.
 
     Args:
         env (`LiberoEnv`): not reset since; fixtures are not part of a state.
-        states (`Sequence[np.ndarray]`): T simulator states.
+        states (`Sequence[np.ndarray]`): P simulator states.
         cameras (`Sequence[str]`): cameras to render.
+        segmentation (`bool`): whether to render masks, too.
 
     Returns:
-        `dict`: `uint8` arrays `(T, H, W, 3)`, upright, by camera.
+        `RecordedPictures`: upright, by camera.
     """
     frames: dict[str, list[np.ndarray]] = {camera: [] for camera in cameras}
+    masks: dict[str, list[np.ndarray]] = {camera: [] for camera in cameras if segmentation}
     for state in states:
         env.set_simulator_state(state)
         for camera in cameras:
             frames[camera].append(env.render(camera))
-    return {camera: np.stack(images) for camera, images in frames.items()}
+            if segmentation:
+                masks[camera].append(env.render_segmentation(camera))
+    return RecordedPictures(
+        frames={camera: np.stack(images) for camera, images in frames.items()},
+        masks={camera: np.stack(images) for camera, images in masks.items()},
+        names=segmentation_names(env.domain) if segmentation else (),
+        objects_of_interest=objects_of_interest(env.domain) if segmentation else (),
+    )
 
 
 def _work(connection: Connection, suite: str, task_id: int, settings: RecordingSettings, folder: Path) -> None:
@@ -87,7 +100,7 @@ def _work(connection: Connection, suite: str, task_id: int, settings: RecordingS
         with LiberoEnv(suite, task_id, cameras=(), image_size=settings.image_size) as env:
             while (seed := connection.recv()) is not None:
                 initial_state = seed if settings.placements == "benchmark" else None
-                attempt, episode = record_episode(env, seed, initial_state, settings.cameras)
+                attempt, episode = record_episode(env, seed, initial_state, settings)
                 if episode is not None:
                     write_episode(folder / f"episode_{seed:06d}.hdf5", episode)
                 connection.send((seed, attempt))

@@ -7,7 +7,7 @@ attempt wait in `<out>/.recording/<task name>/` until the task has all its episo
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class RecordingSettings:
         max_attempts (`int`): attempts per task after which its file is written with what there is.
         cameras (`tuple[str, ...]`): cameras to record.
         image_size (`int`): pixels, height and width.
+        picture_stride (`int`): pictures are recorded of every n-th step; 1 for training policies.
+        segmentation (`bool`): whether to record, for each picture, what is seen in each pixel.
     """
 
     suite: str
@@ -39,6 +41,8 @@ class RecordingSettings:
     max_attempts: int
     cameras: tuple[str, ...]
     image_size: int
+    picture_stride: int = 1
+    segmentation: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,9 @@ class Attempt:
     success: bool
     num_steps: int
     error: str | None = None
+
+
+_DEFAULTS = {entry.name: entry.default for entry in fields(RecordingSettings) if entry.default is not MISSING}
 
 
 class TaskLedger:
@@ -110,6 +117,7 @@ class TaskLedger:
                 f"`{path}` exists and was not written by this recorder. Choose another `--out` or remove it."
             )
         wanted = self._note()
+        found = {**_DEFAULTS, **found}  # files of before an option existed
         differences = [f"{key} {found.get(key)!r} there, {value!r} asked for" for key, value in wanted.items()
                        if found.get(key) != value]  # fmt: skip
         if differences:

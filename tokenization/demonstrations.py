@@ -4,6 +4,9 @@ Layout: `data/demo_N/{actions, states, obs/{agentview_rgb, eye_in_hand_rgb, ee_s
 instruction in the attribute `problem_info` of `data`. Shape legend: `T` steps, `H`, `W` pixels, `S` state numbers.
 
 Timing: frame t is what was seen before action t; frame t + 1 follows action t.
+
+Our recorder adds, on request, segmentation masks (`obs/{agentview,eye_in_hand}_segmentation`, numbers that index the
+attribute `segmentation_names`), and can leave pictures out (attribute `picture_stride`).
 """
 
 import json
@@ -16,7 +19,9 @@ import h5py
 import numpy as np
 
 CAMERA_KEYS = {"agentview": "agentview_rgb", "wrist": "eye_in_hand_rgb"}
+MASK_KEYS = {"agentview": "agentview_segmentation", "wrist": "eye_in_hand_segmentation"}
 ACTION_DIM = 7
+_MASK_ATTRIBUTES = ("segmentation_names", "objects_of_interest")
 # Upright for the field is MuJoCo's picture turned by 180 degrees; `opencv` files are already flipped top to bottom.
 _UPRIGHT = {"opengl": (slice(None, None, -1), slice(None, None, -1)), "opencv": (slice(None), slice(None, None, -1))}
 
@@ -32,6 +37,9 @@ class Demonstration:
         num_steps (`int`): T.
         cameras (`tuple[str, ...]`): the cameras that were recorded.
         image_convention (`str`): how the file stores images, `opengl` or `opencv`.
+        picture_stride (`int`): pictures and masks are there for every n-th step; 1 in all but pictures-only files.
+        segmentation_names (`tuple[str, ...]`): what the numbers of the masks stand for; empty where none are recorded.
+        objects_of_interest (`tuple[str, ...]`): which of these names the task is about.
     """
 
     path: str
@@ -40,6 +48,9 @@ class Demonstration:
     num_steps: int
     cameras: tuple[str, ...]
     image_convention: str = "opengl"
+    picture_stride: int = 1
+    segmentation_names: tuple[str, ...] = ()
+    objects_of_interest: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.num_steps
@@ -77,10 +88,10 @@ class Demonstration:
 
         Args:
             camera (`str`): `agentview` or `wrist`.
-            steps (`slice`): which steps; all by default.
+            steps (`slice`): which pictures; all by default.
 
         Returns:
-            `np.ndarray` of shape `(T, H, W, 3)`: `uint8`, upright.
+            `np.ndarray` of shape `(T, H, W, 3)`: `uint8`, upright; with a picture stride n, `ceil(T / n)` of them.
 
         Raises:
             ValueError: if the camera is unknown or was not recorded.
@@ -88,9 +99,31 @@ class Demonstration:
         if camera not in self.cameras:
             listed = ", ".join(f"`{name}`" for name in self.cameras)
             raise ValueError(f"`{self.path}` has no camera `{camera}` in `{self.name}`. Recorded were: {listed}.")
-        stored = self._read(f"obs/{CAMERA_KEYS[camera]}", steps)
+        return self._upright(f"obs/{CAMERA_KEYS[camera]}", steps)
+
+    def segmentation(self, camera: str = "agentview", steps: slice = slice(None)) -> np.ndarray:
+        """What is seen in each pixel of one camera.
+
+        Args:
+            camera (`str`): `agentview` or `wrist`.
+            steps (`slice`): which pictures; all by default.
+
+        Returns:
+            `np.ndarray` of shape `(T, H, W)`: `uint8`, upright, indices into `segmentation_names`.
+
+        Raises:
+            ValueError: if the camera is unknown or its masks were not recorded.
+        """
+        if camera not in self.cameras or not self.segmentation_names:
+            raise ValueError(
+                f"`{self.path}` has no segmentation masks of camera `{camera}` in `{self.name}`. "
+                "Record them with `evaluation/record_demonstrations.py --segmentation`."
+            )
+        return self._upright(f"obs/{MASK_KEYS[camera]}", steps)
+
+    def _upright(self, key: str, steps: slice) -> np.ndarray:
         vertical, horizontal = _UPRIGHT[self.image_convention]
-        return np.ascontiguousarray(stored[:, vertical, horizontal])
+        return np.ascontiguousarray(self._read(key, steps)[:, vertical, horizontal])
 
 
 class Demonstrations(Sequence[Demonstration]):
@@ -146,7 +179,7 @@ def _open(path: str) -> h5py.File:
         ) from error
 
 
-def read_demonstrations(path: str | Path) -> Demonstrations:
+def read_demonstrations(path: str | Path, allow_picture_stride: bool = False) -> Demonstrations:
     """Open a demonstration file and check it.
 
     Checked at once: that the file is complete, that no key is missing, that all arrays of an episode have the same
@@ -154,6 +187,7 @@ def read_demonstrations(path: str | Path) -> Demonstrations:
 
     Args:
         path (`str` or `Path`): an HDF5 file in LIBERO's layout.
+        allow_picture_stride (`bool`): whether files with pictures of every n-th step only will do.
 
     Returns:
         `Demonstrations`: a lazy sequence of `Demonstration`.
@@ -179,7 +213,8 @@ def read_demonstrations(path: str | Path) -> Demonstrations:
         episodes = []
         for name in names:
             num_steps, cameras = _check_episode(path, name, data[name])
-            episodes.append(Demonstration(path, name, instruction, num_steps, cameras, convention))
+            attributes = _read_picture_attributes(path, name, data[name], allow_picture_stride)
+            episodes.append(Demonstration(path, name, instruction, num_steps, cameras, convention, *attributes))
     return Demonstrations(path, episodes)
 
 
@@ -191,6 +226,43 @@ def _read_instruction(path: str, data: h5py.Group) -> str:
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(_missing(path, "data.attrs['problem_info']['language_instruction']")) from error
     return "".join(instruction).strip().strip('"')
+
+
+def _read_picture_attributes(
+    path: str, name: str, group: Any, allow_picture_stride: bool
+) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
+    """Picture stride, names of the segmentation, objects of interest."""
+    stride = _picture_stride(group)
+    if stride > 1 and not allow_picture_stride:
+        raise ValueError(
+            f"`{path}` holds pictures of one in {stride} steps: enough for a VQ-GAN, but a policy or world model "
+            "needs each. Record with `--picture_stride 1`."
+        )
+    names, interest = (tuple(json.loads(group.attrs.get(key, "[]"))) for key in _MASK_ATTRIBUTES)
+    if names:
+        for camera, key in MASK_KEYS.items():
+            if CAMERA_KEYS[camera] in group["obs"]:
+                _check_masks(path, f"data/{name}/obs/{key}", group["obs"], camera, len(names))
+    return stride, names, interest
+
+
+def _picture_stride(group: Any) -> int:
+    return int(group.attrs.get("picture_stride", 1))
+
+
+def _check_masks(path: str, where: str, observations: Any, camera: str, num_names: int) -> None:
+    if MASK_KEYS[camera] not in observations:
+        raise ValueError(_missing(path, where))
+    masks, images = observations[MASK_KEYS[camera]], observations[CAMERA_KEYS[camera]]
+    if masks.dtype != np.uint8 or masks.shape != images.shape[:3]:
+        raise ValueError(
+            f"`{path}`: `{where}` must be uint8 of shape {images.shape[:3]}, got {masks.dtype} of shape "
+            f"{masks.shape}. {_AGAIN}"
+        )
+    if masks.size and int(masks[:1].max()) >= num_names:
+        raise ValueError(
+            f"`{path}`: `{where}` holds number {masks[:1].max()}, but there are {num_names} names. {_AGAIN}"
+        )
 
 
 def _check_episode(path: str, name: str, group: Any) -> tuple[int, tuple[str, ...]]:
@@ -219,9 +291,12 @@ def _check_episode(path: str, name: str, group: Any) -> tuple[int, tuple[str, ..
 def _check_lengths(path: str, where: str, group: h5py.Group, num_steps: int) -> None:
     arrays = {key: value for key, value in group.items() if isinstance(value, h5py.Dataset)}
     arrays |= {f"obs/{key}": value for key, value in group["obs"].items() if isinstance(value, h5py.Dataset)}
+    stride = _picture_stride(group)
+    pictures = {f"obs/{key}" for key in (*CAMERA_KEYS.values(), *MASK_KEYS.values())}
     for key, value in arrays.items():
         length = value.shape[0] if value.ndim else 0
-        if length != num_steps:
+        expected = -(-num_steps // stride) if key in pictures else num_steps
+        if length != expected:
             raise ValueError(
                 f"`{path}`: lengths disagree in `{where}`: {num_steps} actions, but `{key}` has {length} steps. "
                 f"{_AGAIN}"

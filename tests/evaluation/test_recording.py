@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import random
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 
 from evaluation import demonstration_files
 from evaluation.atomic_files import write_atomically
-from evaluation.demonstration_files import RecordedEpisode, write_episode
+from evaluation.demonstration_files import RecordedEpisode, RecordedPictures, write_episode
 from evaluation.record_demonstrations import RecordingArguments, format_table, write_report
 from evaluation.recording import _next_task
 from evaluation.recording_ledger import Attempt, RecordingSettings, TaskLedger, summarise
@@ -36,7 +37,9 @@ def episode_of(seed):
     widths = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2, "robot0_joint_pos": 7}
     robot = {key: rng.normal(size=(steps, width)) for key, width in widths.items()}
     frames = {"agentview": rng.integers(0, 256, (steps, 8, 8, 3), dtype=np.uint8)}
-    return RecordedEpisode(seed, -1, rng.uniform(-1, 1, (steps, 7)), rng.normal(size=(steps, 5)), robot, frames)
+    return RecordedEpisode(
+        seed, -1, rng.uniform(-1, 1, (steps, 7)), rng.normal(size=(steps, 5)), robot, RecordedPictures(frames)
+    )
 
 
 def attempt(ledger, seed):
@@ -80,11 +83,45 @@ def test_first_successful_seeds_are_kept_in_order(tmp_path):
         assert list(file["data/demo_0/dones"]) == [0, 0, 1]
         assert file["data/demo_0/robot_states"].shape == (3, 9)
     wanted = episode_of(12)
-    assert np.array_equal(demonstrations[1].frames(), wanted.frames["agentview"])
+    assert np.array_equal(demonstrations[1].frames(), wanted.pictures.frames["agentview"])
     assert np.allclose(demonstrations[1].actions, wanted.actions)
     assert np.array_equal(demonstrations[1].states, wanted.states)
     assert np.allclose(demonstrations[1].proprioception[:, :3], wanted.robot["robot0_eef_pos"])
     assert [path.name for path in tmp_path.iterdir()] == ["stack_the_cups_demo.hdf5"]
+
+
+def test_pictures_of_every_second_step_with_masks(tmp_path):
+    settings = dataclasses.replace(SETTINGS, picture_stride=2, segmentation=True)
+    ledger = TaskLedger(TASK, settings, tmp_path)
+    for seed in (10, 12, 13, 15):
+        episode = episode_of(seed)
+        frames = episode.pictures.frames["agentview"][::2]
+        masks = (frames[..., 0] > 99).astype(np.uint8)
+        episode.pictures = RecordedPictures(
+            {"agentview": frames}, {"agentview": masks}, ("background", "cup_1"), ("cup_1",)
+        )
+        episode.picture_stride = 2
+        write_episode(ledger.part_of(seed), episode)
+        ledger.finish(seed, Attempt(True, len(episode.actions)))
+    ledger.write()
+    with pytest.raises(ValueError, match="holds pictures of one in 2 steps.*--picture_stride 1"):
+        read_demonstrations(ledger.path)
+    first = read_demonstrations(ledger.path, allow_picture_stride=True)[0]
+    assert first.num_steps == 3 and first.picture_stride == 2
+    assert np.array_equal(first.frames(), episode_of(10).pictures.frames["agentview"][::2])
+    assert np.array_equal(first.segmentation(), (first.frames()[..., 0] > 99))
+    assert first.segmentation_names == ("background", "cup_1") and first.objects_of_interest == ("cup_1",)
+    assert len(first.actions) == len(first.states) == 3
+
+
+def test_a_recording_of_before_an_option_existed_goes_on(tmp_path):
+    ledger = TaskLedger(TASK, SETTINGS, tmp_path)
+    note = json.loads((ledger.folder / "settings.json").read_text())
+    del note["segmentation"], note["picture_stride"]
+    (ledger.folder / "settings.json").write_text(json.dumps(note))
+    assert TaskLedger(TASK, SETTINGS, tmp_path).next_seed() == 10
+    with pytest.raises(ValueError, match="segmentation False there, True asked for"):
+        TaskLedger(TASK, dataclasses.replace(SETTINGS, segmentation=True), tmp_path)
 
 
 @pytest.mark.parametrize("workers", [2, 3, 8])
@@ -177,8 +214,6 @@ def test_report_keeps_other_tasks(tmp_path):
     write_report(rows[:1], tmp_path)
     write_report(rows[1:], tmp_path)
     write_report([{"name": "a", "successes": 5}], tmp_path)
-    import json
-
     assert json.loads((tmp_path / "recording.json").read_text()) == [{"name": "a", "successes": 5}, rows[1]]
 
 

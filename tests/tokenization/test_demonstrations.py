@@ -64,6 +64,44 @@ def test_wrist_camera_is_another_picture(path):
     assert not np.array_equal(first.frames("wrist"), first.frames("agentview"))
 
 
+def add_masks(path, masks, names=("background", "robot", "cup_1")):
+    with h5py.File(path, "a") as file:
+        for group in file["data"].values():
+            group.attrs["segmentation_names"] = json.dumps(names)
+            group.attrs["objects_of_interest"] = json.dumps(names[-1:])
+            for camera, value in masks.items():
+                group[f"obs/{camera}_segmentation"] = value
+
+
+def test_masks_lie_like_the_pictures(path):
+    stored = np.random.default_rng(1).integers(0, 3, (STEPS, SIZE, SIZE), dtype=np.uint8)
+    add_masks(path, {"agentview": stored, "eye_in_hand": np.zeros_like(stored)})
+    first = read_demonstrations(path)[0]
+    assert np.array_equal(first.segmentation(), np.rot90(stored, 2, axes=(1, 2)))
+    assert not first.segmentation("wrist", slice(1, 3)).any()
+    assert first.segmentation_names == ("background", "robot", "cup_1") and first.objects_of_interest == ("cup_1",)
+
+
+def test_no_masks(path):
+    with pytest.raises(ValueError, match="no segmentation masks of camera `wrist` in `demo_0`.*--segmentation"):
+        read_demonstrations(path)[0].segmentation("wrist")
+
+
+@pytest.mark.parametrize(
+    ("masks", "text"),
+    [
+        ({"agentview": np.zeros((STEPS, SIZE, SIZE), np.uint8)}, "lacks the key `.*eye_in_hand_segmentation`"),
+        ({"agentview": np.zeros((STEPS, 2, SIZE), np.uint8)}, r"must be uint8 of shape \(4, 6, 6\), got uint8 of"),
+        ({"agentview": np.zeros((STEPS, SIZE, SIZE))}, "must be uint8 of shape .* got float64"),
+        ({"agentview": np.full((STEPS, SIZE, SIZE), 3, np.uint8)}, "holds number 3, but there are 3 names"),
+    ],
+)
+def test_wrong_masks(path, masks, text):
+    add_masks(path, masks)
+    with pytest.raises(ValueError, match=text):
+        read_demonstrations(path)
+
+
 def test_opencv_files_are_only_mirrored(tmp_path):
     opengl = write_file(tmp_path / "a.hdf5")
     opencv = write_file(tmp_path / "b.hdf5", convention="opencv")
