@@ -2,7 +2,12 @@
 
 from transformers import AutoProcessor
 
-from .action_tokenization_worldvla import LIBERO_ACTION_LIMITS, WorldVLAActionTokenizer, measure_action_limits
+from .action_tokenization_worldvla import (
+    BINNINGS,
+    LIBERO_ACTION_LIMITS,
+    WorldVLAActionTokenizer,
+    measure_action_limits,
+)
 from .bpe_worldvla import train_text_tokenizer, wrap_text_tokenizer
 from .image_processing_worldvla import WorldVLAImageTokenizer
 from .processing_worldvla import WorldVLAProcessor
@@ -16,6 +21,7 @@ AutoProcessor.register(WorldVLAProcessor, WorldVLAProcessor, exist_ok=True)
 WorldVLAProcessor.register_for_auto_class()
 
 __all__ = [
+    "BINNINGS",
     "LIBERO_ACTION_LIMITS",
     "PROMPTS",
     "ROLES",

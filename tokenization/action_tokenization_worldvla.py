@@ -1,8 +1,13 @@
 """Robot commands <-> action tokens: every dimension of a command becomes one of a fixed number of bins.
 
-Shapes: `...` any leading dimensions, `D` action dimensions, `K` commands of a chunk.
+A command is first brought to [-1, 1] by the limits of its data set, then binned. Where the bins lie is data: a
+`Binning`, one per name in `BINNINGS`.
+
+Shapes: `...` any leading dimensions, `D` action dimensions, `K` commands of a chunk, `N` bins.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,32 +16,64 @@ import torch
 from .choices_worldvla import require_choice
 from .inputs_worldvla import require_range
 
-BINNINGS = ("uniform", "official")
-
 # Limits that the official code hard-codes for LIBERO: three translations, three rotations, gripper.
 LIBERO_ACTION_LIMITS = {
     "low": [-0.9375, -0.9375, -0.9375, -0.32571429, -0.375, -0.375, -1.0],
     "high": [0.9375, 0.9375, 0.9375, 0.375, 0.375, 0.375, 1.0],
 }
 
-_OFFICIAL_EPSILON = 1e-8
 _CLIP_TOLERANCE = 1e-6  # share of the range that counts as rounding, not as clipping
+
+
+@dataclass(frozen=True)
+class Binning:
+    """Where the bins of a dimension lie, on the scale on which its limits are -1 and 1.
+
+    Args:
+        edges (`np.ndarray` of shape `(N - 1,)`): rising; the value at edge i is the first of bin i + 1.
+        centres (`np.ndarray` of shape `(N,)`): what each bin decodes to.
+        range_epsilon (`float`): added to `high - low`, in the units of the commands.
+    """
+
+    edges: np.ndarray
+    centres: np.ndarray
+    range_epsilon: float = 0.0
+
+
+def _uniform_binning(num_bins: int) -> Binning:
+    """Equal bins that decode to their centres. Error: at most `(high - low) / (2 * num_bins)`."""
+    edges = np.linspace(-1, 1, num_bins + 1)
+    return Binning(edges[1:-1], (edges[:-1] + edges[1:]) / 2)
+
+
+def _official_binning(num_bins: int) -> Binning:
+    """Edges of the official code: one bin fewer, and a last one for the upper limit alone, which decodes like it.
+
+    Error: at most `(high - low + 1e-8) / (2 * (num_bins - 1))`, half of one of its wider bins.
+    """
+    edges = np.linspace(-1, 1, num_bins)
+    centres = (edges[:-1] + edges[1:]) / 2
+    return Binning(edges[1:], np.append(centres, centres[-1]), range_epsilon=1e-8)
+
+
+BINNINGS: dict[str, Callable[[int], Binning]] = {"uniform": _uniform_binning, "official": _official_binning}
 
 
 def measure_action_limits(actions: np.ndarray, quantile: float = 0.0) -> dict[str, list[float]]:
     """Limits of every action dimension, from data.
 
     Args:
-        actions (`np.ndarray` of shape `(..., D)`): commands in the data's own units.
+        actions (`np.ndarray` or `torch.Tensor` of shape `(..., D)`): commands in the data's own units.
         quantile (`float`): share of the values that may lie below `low`, and above `high`; 0 takes the extremes.
 
     Returns:
-        `dict`: `low` and `high`, each a list of `D` numbers.
+        `dict`: `low` and `high`, each a list of `D` numbers. A dimension that never changes gets `low == high`; it
+        decodes to that value.
 
     Raises:
         ValueError: if there is no command, one is not finite, or the quantile lies outside `[0, 0.5)`.
     """
-    values = np.asarray(actions, dtype=np.float64)
+    values = _as_numbers(actions)
     if values.ndim < 2 or values.size == 0:
         raise ValueError(f"Action limits need an array of shape (..., D) with values, got shape {values.shape}.")
     if not 0 <= quantile < 0.5:
@@ -53,8 +90,8 @@ class WorldVLAActionTokenizer:
     Args:
         action_token_id_start (`int`): id of the first bin.
         num_bins (`int`): bins of every dimension.
-        binning (`str`): `uniform`, equal bins that decode to their centres (the paper), or `official`, the edges of
-            the official code, for official weights.
+        binning (`str`): a name in `BINNINGS`: `uniform`, equal bins that decode to their centres (the paper), or
+            `official`, the edges of the official code, for official weights.
         limits (`dict`): data set name to `{"low": [...], "high": [...]}` in that data set's units; all of one width.
 
     Raises:
@@ -78,6 +115,7 @@ class WorldVLAActionTokenizer:
         self.action_token_id_start = int(action_token_id_start)
         self.num_bins = int(num_bins)
         self.binning = binning
+        self._bins = BINNINGS[binning](self.num_bins)
         self.limits = {name: _check_limits(name, values) for name, values in (limits or {}).items()}
         widths = {name: len(values["low"]) for name, values in self.limits.items()}
         if not widths:
@@ -117,7 +155,7 @@ class WorldVLAActionTokenizer:
         }
 
     def encode(self, actions: Any, dataset_name: str | None = None) -> Any:
-        """Turn robot commands into action token ids. Values outside the limits are clipped to them.
+        """Turn robot commands into action token ids. Values outside the limits are clipped: see `count_clipped`.
 
         Args:
             actions (`np.ndarray` or `torch.Tensor` of shape `(..., D)`): commands in the data set's units.
@@ -131,12 +169,9 @@ class WorldVLAActionTokenizer:
         """
         low, high = self._limits_of(dataset_name)
         values = self._as_commands(actions)
-        if self.binning == "official":
-            scaled = np.clip(2 * (values - low) / (high - low + _OFFICIAL_EPSILON) - 1, -1, 1)
-            bins = np.digitize(scaled, np.linspace(-1, 1, self.num_bins)) - 1
-        else:
-            width = np.where(high > low, high - low, 1.0)
-            bins = np.clip(np.floor((values - low) / width * self.num_bins), 0, self.num_bins - 1).astype(np.int64)
+        with np.errstate(over="ignore"):  # far outside the limits: clipped like everything there
+            scaled = np.clip(2 * (values - low) / self._range(low, high) - 1, -1, 1)
+        bins = np.searchsorted(self._bins.edges, scaled, side="right")
         ids = (bins + self.action_token_id_start).astype(np.int64)
         return torch.from_numpy(ids).to(actions.device) if isinstance(actions, torch.Tensor) else ids
 
@@ -157,32 +192,29 @@ class WorldVLAActionTokenizer:
         """
         low, high = self._limits_of(dataset_name)
         bins = self.check_ids(ids) - self.action_token_id_start
-        if self.binning == "official":
-            centre = 2 * (np.minimum(bins, self.num_bins - 2) + 0.5) / (self.num_bins - 1) - 1
-            commands = low + (centre + 1) / 2 * (high - low + _OFFICIAL_EPSILON)
-        else:
-            commands = low + (bins + 0.5) / self.num_bins * (high - low)
+        spans = high - low + self._bins.range_epsilon
+        commands = low + (self._bins.centres[bins] + 1) / 2 * spans
         if isinstance(ids, torch.Tensor):
             return torch.from_numpy(commands).to(device=ids.device, dtype=torch.float32)
         return commands
 
-    def count_clipped(self, actions: Any, dataset_name: str | None = None) -> int:
-        """Count the values that `encode` would clip.
+    def count_clipped(self, actions: Any, dataset_name: str | None = None) -> np.ndarray:
+        """Count the values that `encode` would clip. Whoever encodes in bulk reports them.
 
         Args:
             actions (`np.ndarray` or `torch.Tensor` of shape `(..., D)`): commands in the data set's units.
             dataset_name (`str`, *optional*): whose limits; may be left out when there is one data set.
 
         Returns:
-            `int`: values outside the limits by more than rounding.
+            `np.ndarray` of int64, shape `(D,)`: for every dimension, values outside the limits by more than rounding.
 
         Raises:
             ValueError: as in `encode`.
         """
         low, high = self._limits_of(dataset_name)
-        values = self._as_commands(actions)
+        values = self._as_commands(actions).reshape(-1, self.action_dim)
         tolerance = _CLIP_TOLERANCE * np.maximum(high - low, np.abs(low) + np.abs(high))
-        return int(np.count_nonzero((values < low - tolerance) | (values > high + tolerance)))
+        return np.count_nonzero((values < low - tolerance) | (values > high + tolerance), axis=0).astype(np.int64)
 
     def check_ids(self, ids: Any) -> np.ndarray:
         """Refuse ids that are no action tokens.
@@ -208,15 +240,15 @@ class WorldVLAActionTokenizer:
 
     def _as_commands(self, actions: Any) -> np.ndarray:
         """Commands as float64, of the right width and finite."""
-        values = actions.detach().cpu().numpy() if isinstance(actions, torch.Tensor) else np.asarray(actions)
-        if values.dtype.kind not in "fiu":
-            raise ValueError(
-                f"Actions must be numbers, got an array of {values.dtype}. Pass floats of shape (..., D)."
-            )
+        values = _as_numbers(actions)
         self._check_width(values, "actions")
-        values = values.astype(np.float64)
         _require_finite(values)
         return values
+
+    def _range(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """What a command's distance from `low` is divided by; 1 where a dimension has one value only."""
+        spans = high - low + self._bins.range_epsilon
+        return np.where(spans > 0, spans, 1.0)
 
     def _check_width(self, values: np.ndarray, what: str) -> None:
         if values.ndim == 0 or values.shape[-1] != self.action_dim:
@@ -240,6 +272,24 @@ class WorldVLAActionTokenizer:
         return np.asarray(chosen["low"], dtype=np.float64), np.asarray(chosen["high"], dtype=np.float64)
 
 
+def _as_numbers(actions: Any) -> np.ndarray:
+    """Commands as float64, whatever floats or integers they came in."""
+    if isinstance(actions, torch.Tensor):
+        tensor = actions.detach().cpu()
+        values = tensor.double().numpy() if tensor.is_floating_point() else tensor.numpy()  # NumPy lacks bfloat16
+    else:
+        try:
+            values = np.asarray(actions)
+        except ValueError as error:  # lists of different lengths
+            raise ValueError(
+                "Actions must be numbers of shape (..., D), got rows of different lengths. Give every command one "
+                "value per action dimension."
+            ) from error
+    if values.dtype.kind not in "fiu":
+        raise ValueError(f"Actions must be numbers, got an array of {values.dtype}. Pass floats of shape (..., D).")
+    return values.astype(np.float64)
+
+
 def _require_finite(values: np.ndarray) -> None:
     """Refuse NaN and infinities, naming the first."""
     finite = np.isfinite(values)
@@ -256,14 +306,20 @@ def _check_limits(name: str, values: dict[str, Any]) -> dict[str, list[float]]:
     if not isinstance(values, dict) or set(values) != {"low", "high"}:
         got = sorted(values) if isinstance(values, dict) else type(values).__name__
         raise ValueError(f"Action limits of `{name}` must be a dict with `low` and `high`, got {got}.")
-    low, high = (np.asarray(values[key], dtype=np.float64) for key in ("low", "high"))
+    try:
+        low, high = (np.asarray(values[key], dtype=np.float64) for key in ("low", "high"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`low` and `high` of `{name}` must be lists of numbers, got {values}.") from error
     if low.ndim != 1 or low.shape != high.shape or low.size == 0:
         raise ValueError(
             f"`low` and `high` of `{name}` must be lists of one length, got shapes {low.shape} and {high.shape}."
         )
-    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
+    with np.errstate(over="ignore", invalid="ignore"):
+        usable = np.isfinite(low) & np.isfinite(high) & (low <= high) & np.isfinite(high - low)
+    if not usable.all():
+        first = int(np.argmin(usable))
         raise ValueError(
-            f"Action limits of `{name}` must be finite with low <= high in every dimension, got low "
-            f"{low.tolist()} and high {high.tolist()}."
+            f"Action limits of `{name}` must be finite with low <= high in every dimension, got low {low[first]} and "
+            f"high {high[first]} in dimension {first}. `measure_action_limits(actions)` finds usable ones."
         )
     return {"low": low.tolist(), "high": high.tolist()}

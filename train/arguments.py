@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from tokenization import VQ_MODEL_PRESETS
+from tokenization import BINNINGS, VQ_MODEL_PRESETS
 from tokenization.choices_worldvla import require_choice
 
 
@@ -84,6 +84,12 @@ class PretokenizeArguments:
     camera: str = field(default="agentview", metadata={"help": "Camera whose frames are tokenized."})
     num_text_tokens: int = field(default=512, metadata={"help": "Text entries of a vocabulary that is built here."})
     binning: str = field(default="uniform", metadata={"help": "Action bins: uniform (paper) or official."})
+    action_quantile: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of training actions cut off at either limit of a dimension; 0: smallest and largest."
+        },
+    )
     split: str = field(
         default="random", metadata={"help": "random: by trajectory; official: 90 % of tasks x 90 % of trajectories."}
     )
@@ -94,8 +100,14 @@ class PretokenizeArguments:
     def __post_init__(self) -> None:
         """Check every option before anything is loaded."""
         require_choice("split", self.split, ["random", "official"])
-        require_choice("binning", self.binning, ["uniform", "official"])
+        require_choice("binning", self.binning, list(BINNINGS))
         require_positive(self, "batch_size", "num_text_tokens")
+        if not 0 <= self.action_quantile < 0.5:
+            raise ValueError(f"`--action_quantile` must lie in [0, 0.5), got {self.action_quantile}.")
+        if self.action_quantile and self.processor is not None:
+            raise ValueError(
+                "`--action_quantile` measures action limits, but `--processor` brings its own. Leave one of them out."
+            )
         if (self.vq_model is None) == (self.processor is None):
             raise ValueError("Give exactly one of `--vq_model` (build a processor) and `--processor` (use one).")
         if not 0 <= self.validation_fraction < 1:

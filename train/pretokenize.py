@@ -31,6 +31,7 @@ from tokenization import (
     render_prompt,
     train_text_tokenizer,
 )
+from tokenization.choices_worldvla import require_choice
 from tokenization.demonstrations import Demonstration, find_demonstration_files, read_demonstrations
 from tokenization.vqgan_worldvla import stride_of
 from train.arguments import PretokenizeArguments, parse_arguments
@@ -140,7 +141,7 @@ def assign_splits(lengths: list[int], arguments: PretokenizeArguments) -> list[l
 def build_processor(
     arguments: PretokenizeArguments, tasks: list[list[Demonstration]], splits: list[list[str]]
 ) -> WorldVLAProcessor:
-    """Load the processor that was asked for, or build one around the VQ-GAN; the action limits come from `train`.
+    """Load the processor that was asked for, or build one around the VQ-GAN; its action limits come from `train`.
 
     Args:
         arguments (`PretokenizeArguments`): where the parts are.
@@ -149,9 +150,15 @@ def build_processor(
 
     Returns:
         `WorldVLAProcessor`: complete, with limits under `arguments.dataset_name`.
+
+    Raises:
+        ValueError: if the processor that was asked for has no limits of that name.
     """
     if arguments.processor is not None:
-        return WorldVLAProcessor.from_pretrained(arguments.processor)
+        processor = WorldVLAProcessor.from_pretrained(arguments.processor)
+        limits = processor.action_tokenizer.limits  # type: ignore[union-attr]
+        require_choice("data set", arguments.dataset_name, list(limits))
+        return processor
     vq_model = load_vq_model(str(arguments.vq_model))
     layout = VocabularyLayout.compact(vq_model.config.num_vq_embeddings, arguments.num_text_tokens)
     instructions = sorted({demonstration.instruction for task in tasks for demonstration in task})
@@ -166,7 +173,9 @@ def build_processor(
         # A corpus of prompts alone: every pair counts, so that an instruction becomes a few tokens.
         train_text_tokenizer(prompts, layout, min_frequency=1),
         vocabulary=layout,
-        action_limits={arguments.dataset_name: measure_action_limits(np.concatenate(training))},
+        action_limits={
+            arguments.dataset_name: measure_action_limits(np.concatenate(training), arguments.action_quantile)
+        },
         binning=arguments.binning,
         image_size=tasks[0][0].frames(arguments.camera, slice(1)).shape[1:3],
         vq_model=vq_model,
@@ -215,6 +224,7 @@ def describe(
     """What the data card says: how the tokens were made, and how many there are."""
     actions = np.concatenate([demonstration.actions for task in tasks for demonstration in task])
     stride = stride_of(processor.vq_model)
+    clipped = processor.action_tokenizer.count_clipped(actions, arguments.dataset_name)  # type: ignore[union-attr]
     return {
         "dataset_name": arguments.dataset_name,
         "camera": arguments.camera,
@@ -223,9 +233,9 @@ def describe(
         "sources": [{"file": file.name, "episodes": len(task)} for file, task in zip(files, tasks, strict=True)],
         "splits": {name: len(rows) for name, rows in chosen.items()},
         "steps": len(actions),
-        "clipped_action_values": int(
-            processor.action_tokenizer.count_clipped(actions, arguments.dataset_name)  # type: ignore[union-attr]
-        ),
+        "action_values": actions.size,
+        "clipped_action_values": int(clipped.sum()),
+        "clipped_action_values_by_dimension": clipped.tolist(),
         "made_with": asdict(arguments),
     }
 
@@ -237,6 +247,8 @@ def main(argv: list[str]) -> None:
     folder = pretokenize(arguments)
     card = json.loads((folder / DATA_CARD).read_text("utf-8"))
     logger.info("%d steps, episodes per split %s, in %s", card["steps"], card["splits"], folder)
+    clipped, values = card["clipped_action_values"], card["action_values"]
+    logger.info("%d of %d action values (%.3g %%) lie outside the limits", clipped, values, 100 * clipped / values)
 
 
 if __name__ == "__main__":

@@ -1,3 +1,6 @@
+import json
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -48,14 +51,66 @@ def test_official_bins_as_recorded(recorded):
     np.testing.assert_allclose(unit.decode(every_id)[:, 0], rows["normalised_by_id"], atol=1e-6)
 
 
+def test_every_recorded_row(recorded_behaviour):
+    notes = json.loads((recorded_behaviour / "tokenize.json").read_text())
+    rows = np.load(recorded_behaviour / "tokenize.npz")
+    limits = {"low": notes["min_values"], "high": notes["max_values"]}
+    assert limits == LIBERO_ACTION_LIMITS
+    tokenizer = WorldVLAActionTokenizer(10006, 256, "official", {"libero": limits})
+    unit = WorldVLAActionTokenizer(10006, 256, "official", {"unit": {"low": [-1.0] * 7, "high": [1.0] * 7}})
+    assert len(rows["act/raw"]) == len(notes["action_rows"]) == 476
+    for name, raw, tokens, scaled, commands in zip(
+        notes["action_rows"],
+        rows["act/raw"],
+        rows["act/tokens"],
+        rows["act/decoded_numpy"],
+        rows["act/unnorm"],
+        strict=True,
+    ):
+        if name in ("nan", "inf", "ninf"):  # silently the last or the first bin there, refused here
+            assert not np.isfinite(raw).all()
+            with pytest.raises(ValueError, match="Actions must be finite"):
+                tokenizer.encode(raw)
+            continue
+        ids = tokenizer.encode(raw)
+        assert [10004, *ids, 15004] == tokens.tolist(), name
+        np.testing.assert_allclose(unit.decode(ids), scaled, atol=1e-8)
+        np.testing.assert_allclose(tokenizer.decode(ids), commands, atol=1e-7)
+    np.testing.assert_array_equal(
+        tokenizer.encode(torch.from_numpy(rows["act/raw"][:10])), rows["act/tokens"][:10, 1:8]
+    )
+    every_id = np.arange(10006, 10262)[:, None].repeat(7, axis=1)
+    table = dict(zip(rows["act/decode_ids"].tolist(), rows["act/decode_all_numpy"], strict=True))
+    np.testing.assert_allclose(unit.decode(every_id)[:, 0], [table[i] for i in range(10006, 10262)], atol=1e-8)
+    worst = np.array(notes["roundtrip_max_err_in_range_per_dim"])
+    assert (worst <= half_a_bin("official", *map(np.array, limits.values()))).all()
+    twice = notes["double_normalisation"]  # what feeding normalised commands back would give
+    assert tokenizer.encode(np.array(twice["raw"])).tolist() == twice["tokens_true"][1:8]
+    assert tokenizer.encode(np.array(twice["decoded_norm"])).tolist() == twice["tokens_if_normalised_fed_back"][1:8]
+
+
+def half_a_bin(binning, low, high, num_bins=256):
+    """The largest error of a round trip: the official code has one bin fewer, of a range longer by 1e-8."""
+    return (high - low) / num_bins / 2 if binning == "uniform" else (high - low + 1e-8) / (num_bins - 1) / 2
+
+
+LIMITS = arrays(np.float64, st.tuples(st.just(2), st.integers(1, 9)), elements=st.floats(-1e6, 1e6))
+
+
 @settings(max_examples=200, deadline=None)
-@given(arrays(np.float64, (3, 5, 7), elements=st.floats(0, 1)), st.sampled_from(["uniform", "official"]))
-def test_round_trip_is_within_half_a_bin(share, binning):
-    low, high = (np.array(LIBERO_ACTION_LIMITS[side]) for side in ("low", "high"))
-    tokenizer = WorldVLAActionTokenizer(10006, 256, binning, {"libero": LIBERO_ACTION_LIMITS})
+@given(LIMITS, st.integers(2, 300), st.sampled_from(["uniform", "official"]), st.integers(0, 2**32 - 1), st.booleans())
+def test_round_trip_is_within_half_a_bin(limits, num_bins, binning, seed, as_tensor):
+    low, high = np.sort(limits, axis=0)
+    tokenizer = make(binning, num_bins, {"any": {"low": low.tolist(), "high": high.tolist()}})
+    share = np.random.default_rng(seed).uniform(-0.2, 1.2, (3, 5, len(low)))  # (B, K, D), some outside
+    share[0, 0], share[0, 1] = 0, 1
     actions = low + share * (high - low)
-    half_a_bin = (high - low) / (256 if binning == "uniform" else 255) / 2
-    assert (np.abs(tokenizer.decode(tokenizer.encode(actions)) - actions) <= half_a_bin + 1e-8).all()
+    ids = tokenizer.encode(torch.from_numpy(actions) if as_tensor else actions)
+    decoded = tokenizer.decode(np.asarray(ids))
+    rounding = 1e-9 * (1 + np.abs(low) + np.abs(high))
+    clipped = np.clip(actions, low, high)
+    assert decoded.shape == actions.shape
+    assert (np.abs(decoded - clipped) <= half_a_bin(binning, low, high, num_bins) + rounding).all()
 
 
 @pytest.mark.parametrize("binning", ["uniform", "official"])
@@ -76,25 +131,68 @@ def test_tensors_give_tensors():
     np.testing.assert_allclose(decoded.numpy(), tokenizer.decode(ids.numpy()), atol=1e-6)
 
 
-def test_a_dimension_that_never_moves_is_kept():
-    tokenizer = make(limits={"still": {"low": [0.5, 0.0], "high": [0.5, 1.0]}})
-    np.testing.assert_allclose(tokenizer.decode(tokenizer.encode(np.array([[0.5, 0.1]])))[0, 0], 0.5)
+@pytest.mark.parametrize("low", [0.5, 0.0, -1e300])
+def test_a_dimension_that_never_moves_is_kept(low):
+    limits = {"still": {"low": [low, 0.0], "high": [low, 1.0]}}
+    actions = np.array([[low, 0.1], [low + 1, 0.1]])
+    assert make(limits=limits).decode(make(limits=limits).encode(actions))[:, 0].tolist() == [low, low]
+    official = make("official", limits=limits)
+    np.testing.assert_allclose(official.decode(official.encode(actions))[:, 0], low, atol=1e-8)
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 32])
+@pytest.mark.parametrize("leading", [(), (4,), (2, 3), (2, 3, 4), (0,)])
+def test_any_width_and_any_leading_shape(width, leading):
+    tokenizer = make(num_bins=256, limits={"any": {"low": [-1.0] * width, "high": [1.0] * width}})
+    actions = np.random.default_rng(0).uniform(-1, 1, (*leading, width))
+    ids = tokenizer.encode(actions)
+    assert tokenizer.action_dim == width and ids.shape == tokenizer.decode(ids).shape == (*leading, width)
+    flat = [tokenizer.encode(row) for row in actions.reshape(-1, width)]
+    np.testing.assert_array_equal(ids.reshape(-1, width), np.array(flat).reshape(-1, width))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64])
+def test_every_kind_of_number_is_read(dtype):
+    actions = torch.tensor([[0.5, 3.0], [-1.0, 1.0]]).to(dtype)
+    expected = make().encode(actions.double().numpy())
+    np.testing.assert_array_equal(make().encode(actions.clone().requires_grad_(dtype.is_floating_point)), expected)
+    np.testing.assert_array_equal(make().encode(actions.tolist()), expected)
+
+
+def test_a_hundred_thousand_actions_in_a_second():
+    tokenizer = make(num_bins=256, limits={"libero": LIBERO_ACTION_LIMITS})
+    actions = np.random.default_rng(0).uniform(-1, 1, (100_000, 7))
+    start = time.process_time()
+    tokenizer.decode(tokenizer.encode(actions))
+    assert time.process_time() - start < 1
 
 
 def test_clipped_values_are_counted():
     tokenizer = make()
     actions = np.array([[1.5, 2.0], [1.0 + 1e-9, 4.0], [-1.01, -0.1]])
-    assert tokenizer.count_clipped(actions) == 3
-    assert tokenizer.encode(actions).max() == 103
-    assert tokenizer.count_clipped(np.float32([[0.9, 3.9]])) == 0
+    assert tokenizer.count_clipped(actions).tolist() == [2, 1]
+    assert tokenizer.count_clipped(torch.from_numpy(actions)[None]).tolist() == [2, 1]
+    assert tokenizer.encode(actions).tolist() == [[103, 102], [103, 103], [100, 100]]
+    assert tokenizer.count_clipped(np.float32([[0.9, 3.9]])).tolist() == [0, 0]
+
+
+def test_commands_far_outside_the_limits_are_clipped():
+    for binning, last in (("uniform", 103), ("official", 103)):
+        ids = make(binning).encode(np.array([[1e308, -1e308]]))
+        assert ids.tolist() == [[last, 100]]
 
 
 def test_limits_from_data():
     actions = np.arange(202, dtype=float).reshape(101, 2)
     assert measure_action_limits(actions) == {"low": [0.0, 1.0], "high": [200.0, 201.0]}
     assert measure_action_limits(actions, quantile=0.01) == {"low": [2.0, 3.0], "high": [198.0, 199.0]}
-    with pytest.raises(ValueError, match=r"needs? an array|need an array of shape"):
-        measure_action_limits(np.zeros((0, 7)))
+    assert measure_action_limits(torch.from_numpy(actions).bfloat16())["high"] == [200.0, 201.0]
+    assert measure_action_limits(np.ones((3, 2))) == {"low": [1.0, 1.0], "high": [1.0, 1.0]}
+    for empty in (np.zeros((0, 7)), np.zeros(7), []):
+        with pytest.raises(ValueError, match=r"need an array of shape \(..., D\) with values"):
+            measure_action_limits(empty)
+    with pytest.raises(ValueError, match=r"finite numbers, got nan at position \(2, 1\)"):
+        measure_action_limits(np.array([[0, 1], [2, 3], [4, np.nan]]))
     with pytest.raises(ValueError, match=r"`quantile` must lie in \[0, 0.5\), got 0.5"):
         measure_action_limits(actions, quantile=0.5)
 
@@ -120,6 +218,8 @@ def test_saved_and_loaded_it_is_the_same():
         (torch.tensor([[0.0, 1.0], [float("inf"), 0.0]]), r"finite numbers, got inf at position \(1, 0\)"),
         (np.zeros((3, 7)), r"actions of shape \(..., 2\).*got shape \(3, 7\)"),
         (np.float64(3.0), r"actions of shape \(..., 2\).*got shape \(\)"),
+        ([[0.0, 1.0], [0.0]], "Actions must be numbers of shape .*rows of different lengths"),
+        (np.array([[True, False]]), "Actions must be numbers, got an array of bool"),
         (np.array([["a", "b"]]), "Actions must be numbers, got an array of <U1"),
         (np.array([[None, None]]), "Actions must be numbers, got an array of object"),
     ],
@@ -156,8 +256,13 @@ def test_ids_outside_the_range_are_refused(ids, message):
         ({"limits": {}}, "needs the limits of at least one data set, got none"),
         ({"limits": {"a": {"low": [0.0]}}}, r"must be a dict with `low` and `high`, got \['low'\]"),
         ({"limits": {"a": {"low": [0.0], "high": [1.0, 2.0]}}}, r"lists of one length, got shapes \(1,\) and \(2,\)"),
-        ({"limits": {"a": {"low": [2.0], "high": [1.0]}}}, "low <= high"),
-        ({"limits": {"a": {"low": [np.nan], "high": [1.0]}}}, "must be finite"),
+        (
+            {"limits": {"a": {"low": [0.0, 2.0], "high": [1.0, 1.0]}}},
+            r"`a` must be finite with low <= high .* got low 2.0 and high 1.0 in dimension 1. `measure_action_limits",
+        ),
+        ({"limits": {"a": {"low": [np.nan], "high": [1.0]}}}, "must be finite .* got low nan"),
+        ({"limits": {"a": {"low": [-1e308], "high": [1.7e308]}}}, "must be finite .* got low -1e.308"),
+        ({"limits": {"a": {"low": ["x"], "high": [1.0]}}}, "`high` of `a` must be lists of numbers, got {'low'"),
         ({"limits": {**UNIT, "a": {"low": [0.0], "high": [1.0]}}}, "one action width, got {'unit': 2, 'a': 1}"),
     ],
 )

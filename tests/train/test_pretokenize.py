@@ -1,0 +1,63 @@
+"""What becomes of commands that lie outside the limits: measured, counted, reported."""
+
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import train.pretokenize
+from train.arguments import PretokenizeArguments
+from train.pretokenize import build_processor, describe, main
+
+from ..conftest import DATASET
+
+ARGUMENTS = {"demonstrations": ["demos"], "output_dir": "tokens", "dataset_name": DATASET}
+
+
+def made_up_task(actions):
+    return [SimpleNamespace(instruction="lift", actions=actions, frames=lambda *_: np.zeros((1, 32, 32, 3), np.uint8))]
+
+
+@pytest.mark.parametrize("quantile", [0.0, 0.1])
+def test_limits_are_measured_at_the_quantile(processor, monkeypatch, quantile):
+    monkeypatch.setattr(train.pretokenize, "load_vq_model", lambda _: processor.vq_model)
+    actions = np.arange(11.0)[:, None] * np.ones(7)
+    arguments = PretokenizeArguments(**ARGUMENTS, vq_model="vqgan", action_quantile=quantile, num_text_tokens=300)
+    built = build_processor(arguments, [made_up_task(actions)], [["train"]])
+    limits = built.action_tokenizer.limits[DATASET]
+    assert limits == {"low": [10.0 * quantile] * 7, "high": [10 - 10.0 * quantile] * 7}
+    card = describe(arguments, [Path("a.hdf5")], [made_up_task(actions)], built, {"train": np.arange(1)})
+    assert card["action_values"] == 77 and card["clipped_action_values"] == (0 if quantile == 0 else 14)
+    assert card["clipped_action_values_by_dimension"] == [0 if quantile == 0 else 2] * 7
+
+
+def test_the_share_of_clipped_values_is_said(tmp_path, monkeypatch, caplog):
+    card = {"steps": 10, "splits": {"train": 1}, "action_values": 70, "clipped_action_values": 7}
+    (tmp_path / "data_card.json").write_text(json.dumps(card))
+    monkeypatch.setattr(train.pretokenize, "pretokenize", lambda _: tmp_path)
+    with caplog.at_level(logging.INFO, logger="worldvla.pretokenize"):
+        main(["--demonstrations", "demos", "--output_dir", str(tmp_path), "--vq_model", "vqgan"])
+    assert "7 of 70 action values (10 %) lie outside the limits" in caplog.text
+
+
+def test_a_data_set_without_limits_is_refused_before_anything_is_encoded(processor, monkeypatch):
+    monkeypatch.setattr(train.pretokenize.WorldVLAProcessor, "from_pretrained", lambda _: processor)
+    arguments = PretokenizeArguments(**{**ARGUMENTS, "dataset_name": "made_upp"}, processor="processor")
+    with pytest.raises(ValueError, match="Unknown data set `made_upp`.*Did you mean `made_up`?"):
+        build_processor(arguments, [], [])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vq_model": "v", "action_quantile": 0.5}, r"`--action_quantile` must lie in \[0, 0.5\), got 0.5"),
+        ({"processor": "p", "action_quantile": 0.1}, "`--processor` brings its own. Leave one of them out"),
+        ({"vq_model": "v", "binning": "offical"}, "Unknown binning `offical`.*Did you mean `official`?"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        PretokenizeArguments(**ARGUMENTS, **options)
