@@ -23,8 +23,9 @@ from evaluation.arguments import ImagineArguments, parse_arguments
 from evaluation.atomic_files import write_json
 from evaluation.checkpoints import load_checkpoint
 from evaluation.video import side_by_side, write_video
-from evaluation.world_model import fit_frames, imagine_episode, psnr, reconstruct
+from evaluation.world_model import fit_frames, imagine_episode, reconstruct
 from tokenization.demonstrations import find_demonstration_files, read_demonstrations
+from tokenization.reconstruction_metrics import psnr
 
 logger = logging.getLogger("worldvla.imagine")
 

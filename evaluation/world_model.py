@@ -74,23 +74,3 @@ def fit_frames(processor: Any, frames: np.ndarray) -> np.ndarray:
 def decode_frames(processor: Any, token_ids: torch.Tensor) -> np.ndarray:
     """Image token ids `(N, h, w)` to uint8 frames `(N, H, W, 3)`."""
     return np.stack([np.asarray(picture) for picture in processor.decode_images(token_ids)])
-
-
-def psnr(frames: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of each frame.
-
-    Args:
-        frames (`np.ndarray` of shape `(N, H, W, 3)`): uint8.
-        reference (`np.ndarray` of shape `(N, H, W, 3)`): uint8.
-
-    Returns:
-        `np.ndarray` of shape `(N,)`: decibels; infinite where the frames are equal.
-
-    Raises:
-        ValueError: if the shapes differ.
-    """
-    if frames.shape != reference.shape:
-        raise ValueError(f"Cannot compare frames of shape {frames.shape} with frames of shape {reference.shape}.")
-    squared_error = np.square(frames.astype(np.float64) - reference.astype(np.float64)).mean(axis=(1, 2, 3))
-    with np.errstate(divide="ignore"):
-        return 10 * np.log10(255**2 / squared_error)

@@ -9,7 +9,7 @@ import torch
 import evaluation.imagine
 from evaluation.arguments import ImagineArguments
 from evaluation.imagine import imagine, measure, read_window
-from evaluation.world_model import fit_frames, imagine_episode, psnr, reconstruct
+from evaluation.world_model import fit_frames, imagine_episode, reconstruct
 
 EPISODES = {"demo_0": 6, "demo_1": 4}  # steps
 
@@ -47,29 +47,6 @@ def window(demonstrations, **changes):
 @pytest.fixture
 def model(make_model):
     return make_model(initializer_range=0.5).eval()  # wide weights: answers that depend on the prompt
-
-
-def test_psnr_by_hand():
-    reference = np.full((3, 2, 2, 3), 100, np.uint8)
-    frames = reference.copy()
-    frames[0] += 10  # squared error 100 everywhere: 10 log10(65025 / 100)
-    frames[1, 0, 0, 0] = 88  # 144 in one of 12 values: 12 on average
-    found = psnr(frames, reference)
-    assert found.shape == (3,)
-    assert found[0] == pytest.approx(28.1308, abs=1e-3)
-    assert found[1] == pytest.approx(37.3389, abs=1e-3)
-    assert found[2] == np.inf
-
-
-def test_psnr_of_bytes_does_not_wrap_around():
-    black, white = np.zeros((1, 2, 2, 3), np.uint8), np.full((1, 2, 2, 3), 255, np.uint8)
-    assert psnr(black, white)[0] == psnr(white, black)[0] == 0
-
-
-def test_psnr_of_other_shapes_is_refused():
-    message = r"Cannot compare frames of shape \(2, 2, 2, 3\) with frames of shape \(3, 2, 2, 3\)\."
-    with pytest.raises(ValueError, match=message):
-        psnr(np.zeros((2, 2, 2, 3), np.uint8), np.zeros((3, 2, 2, 3), np.uint8))
 
 
 @pytest.mark.parametrize("history", [1, 2, 3])
