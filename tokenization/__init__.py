@@ -10,6 +10,15 @@ from .action_tokenization_worldvla import (
 )
 from .bpe_worldvla import train_text_tokenizer, wrap_text_tokenizer
 from .image_processing_worldvla import WorldVLAImageTokenizer
+from .parsing_worldvla import (
+    ActionPart,
+    ImagePart,
+    MalformedPart,
+    Part,
+    SeparatorPart,
+    SpecialPart,
+    TextPart,
+)
 from .processing_worldvla import WorldVLAProcessor
 from .prompt_worldvla import PROMPTS, ROLES, Role, list_prompts, render_prompt
 from .vocabulary_worldvla import VocabularyLayout
@@ -21,11 +30,18 @@ AutoProcessor.register(WorldVLAProcessor, WorldVLAProcessor, exist_ok=True)
 WorldVLAProcessor.register_for_auto_class()
 
 __all__ = [
+    "ActionPart",
     "BINNINGS",
+    "ImagePart",
     "LIBERO_ACTION_LIMITS",
+    "MalformedPart",
     "PROMPTS",
+    "Part",
     "ROLES",
     "Role",
+    "SeparatorPart",
+    "SpecialPart",
+    "TextPart",
     "VQ_MODEL_PRESETS",
     "VocabularyLayout",
     "WorldVLAActionTokenizer",

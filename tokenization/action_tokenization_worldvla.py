@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .choices_worldvla import require_choice
-from .inputs_worldvla import require_range
+from .inputs_worldvla import as_array, require_range
 
 # Limits that the official code hard-codes for LIBERO: three translations, three rotations, gripper.
 LIBERO_ACTION_LIMITS = {
@@ -228,7 +228,7 @@ class WorldVLAActionTokenizer:
         Raises:
             ValueError: names the first bad id and its position.
         """
-        values = ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else np.asarray(ids)
+        values = as_array(ids)
         if values.dtype.kind not in "iu":
             raise ValueError(f"Action token ids must be integers, got {values.dtype}. Use `encode` on commands first.")
         self._check_width(values, "action token ids")
@@ -274,17 +274,13 @@ class WorldVLAActionTokenizer:
 
 def _as_numbers(actions: Any) -> np.ndarray:
     """Commands as float64, whatever floats or integers they came in."""
-    if isinstance(actions, torch.Tensor):
-        tensor = actions.detach().cpu()
-        values = tensor.double().numpy() if tensor.is_floating_point() else tensor.numpy()  # NumPy lacks bfloat16
-    else:
-        try:
-            values = np.asarray(actions)
-        except ValueError as error:  # lists of different lengths
-            raise ValueError(
-                "Actions must be numbers of shape (..., D), got rows of different lengths. Give every command one "
-                "value per action dimension."
-            ) from error
+    try:
+        values = as_array(actions)
+    except ValueError as error:  # lists of different lengths
+        raise ValueError(
+            "Actions must be numbers of shape (..., D), got rows of different lengths. Give every command one "
+            "value per action dimension."
+        ) from error
     if values.dtype.kind not in "fiu":
         raise ValueError(f"Actions must be numbers, got an array of {values.dtype}. Pass floats of shape (..., D).")
     return values.astype(np.float64)

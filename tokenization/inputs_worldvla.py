@@ -4,12 +4,15 @@ A flat list of images is one sample; a list of lists is a batch. An integer arra
 tokenized already, unless it is uint8: bytes are grey pixels.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+
+from .choices_worldvla import require_choice
 
 
 @dataclass
@@ -20,11 +23,28 @@ class SampleInputs:
         images (`list`): its images, oldest first.
         text (`str`, *optional*): the instruction.
         actions (*optional*): its commands or action token ids, one row each.
+        history_actions (*optional*): those given between its images, for the policy.
     """
 
     images: list[Any]
     text: str | None = None
     actions: Any = None
+    history_actions: Any = None
+
+
+def as_array(values: Any) -> np.ndarray:
+    """An array of what came, wherever it lies.
+
+    Args:
+        values: a tensor on any device, an array, or nested lists.
+
+    Returns:
+        `np.ndarray`: the same values.
+    """
+    if not isinstance(values, torch.Tensor):
+        return np.asarray(values)
+    tensor = values.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # NumPy has no bfloat16
 
 
 def is_tokenized(value: Any, ndim: int = 2) -> bool:
@@ -85,13 +105,14 @@ def pad_left(prompts: list[list[int]], pad_token_id: int) -> dict[str, list[list
     }
 
 
-def split_batch(images: Any, text: Any, actions: Any) -> list[SampleInputs]:
+def split_batch(images: Any, text: Any = None, actions: Any = None, history_actions: Any = None) -> list[SampleInputs]:
     """Sort the arguments of a call into samples.
 
     Args:
         images: one image, a list of images (one sample), or a list of lists of images (a batch).
         text (`str` or `list[str]`, *optional*): one per sample.
         actions (*optional*): rows of commands or ids; for a batch one set of rows per sample.
+        history_actions (*optional*): the same.
 
     Returns:
         `list[SampleInputs]`: the samples.
@@ -104,10 +125,11 @@ def split_batch(images: Any, text: Any, actions: Any) -> list[SampleInputs]:
     if not batched:
         if isinstance(text, (list, tuple)):
             text = _only(text, "text")
-        return [SampleInputs(list(images[0]), text, actions)]
+        return [SampleInputs(images[0], text, actions, history_actions)]
     texts = _one_per_sample(text, len(images), "text")
     rows = _one_per_sample(actions, len(images), "actions")
-    return [SampleInputs(*sample) for sample in zip(images, texts, rows, strict=True)]
+    history = _one_per_sample(history_actions, len(images), "history_actions")
+    return [SampleInputs(*sample) for sample in zip(images, texts, rows, history, strict=True)]
 
 
 def list_images(images: Any) -> list[Any]:
@@ -134,6 +156,34 @@ def list_images(images: Any) -> list[Any]:
     return [images]
 
 
+def read_call_options(options: dict[str, Any], arguments: Iterable[str]) -> str | None:
+    """Those arguments of a call that every processor of transformers takes.
+
+    Args:
+        options (`dict`): `return_tensors`; `padding`, which is always to the longest; both may also stand in
+            `text_kwargs`, `images_kwargs` or `common_kwargs`.
+        arguments (iterable of `str`): the other arguments of the call, for the message.
+
+    Returns:
+        `str` or None: what to return, `pt` by default.
+
+    Raises:
+        ValueError: if there is another option, or padding of another kind is asked for.
+    """
+    nested = ("common_kwargs", "text_kwargs", "images_kwargs")
+    flat = {name: value for name, value in options.items() if name not in nested}
+    for name in nested:
+        flat.update(options.get(name) or {})
+    for name in flat:
+        require_choice("argument", name, [*arguments, "padding", "return_tensors"])
+    if flat.get("padding", True) not in (True, "longest"):
+        raise ValueError(
+            f"`padding` must be True or 'longest', got {flat['padding']!r}. Prompts of a batch are padded on the left "
+            "to the longest of them; call once per sample for prompts without padding."
+        )
+    return flat.get("return_tensors", "pt")
+
+
 def _is_stack(value: Any) -> bool:
     """Whether one array or tensor holds several images."""
     if isinstance(value, (np.ndarray, torch.Tensor)):
@@ -149,7 +199,7 @@ def _sort_images(images: Any) -> tuple[list[list[Any]], bool]:
         if not all(nested):
             raise ValueError(
                 "Pass either a flat list of images (one sample) or a list of lists (a batch), got a mixture: item "
-                f"{nested.index(False)} is {_describe(outer[nested.index(False)])}, item {nested.index(True)} a list."
+                f"{nested.index(False)} is {describe(outer[nested.index(False)])}, item {nested.index(True)} a list."
             )
         return [list_images(item) for item in outer], True
     return [outer], False
@@ -171,15 +221,22 @@ def _one_per_sample(values: Any, count: int, what: str) -> list[Any]:
         return [None] * count
     if isinstance(values, str) or not hasattr(values, "__len__"):
         raise ValueError(
-            f"Got {count} samples of images but one `{what}` ({_describe(values)}). Pass a list of {count}."
+            f"Got {count} samples of images but one `{what}` ({describe(values)}). Pass a list of {count}."
         )
     if len(values) != count:
         raise ValueError(f"Got {count} samples of images but {len(values)} of `{what}`. Pass one per sample.")
     return list(values)
 
 
-def _describe(value: Any) -> str:
-    """A value in few words, for messages."""
+def describe(value: Any) -> str:
+    """A value in few words, for messages.
+
+    Args:
+        value: anything.
+
+    Returns:
+        `str`: for example `an array of uint8 and shape (4, 4, 3)`.
+    """
     if isinstance(value, Image.Image):
         return f"a PIL image of mode {value.mode}"
     if isinstance(value, (np.ndarray, torch.Tensor)):

@@ -1,17 +1,20 @@
 """How the two roles are written as tokens. Pure functions on lists of ids.
 
-    policy:       bos  text  image x M            sep | action x K  sep
-    world_model:  bos  text  (image action) x n   sep | image       sep
+    policy:       bos  text  image x M                       sep | action x K  sep
+                  bos  text  (image action) x (M - 1) image  sep | action x K  sep
+    world_model:  bos  text  (image action) x n              sep | image       sep
 
     image block:  boi  grid(h)  grid(w)  (w codes  eol) x h  eoi
     action block: boa  D bins  eoa
 
-What stands after the bar is the answer: in a training sample it carries the labels.
+What stands after the bar is the answer: in a training sample it carries the labels. The history, which is all images
+and actions before the bar, may stand behind a separator of its own: `bos text sep (image action) x n image sep |`.
 
 Shapes: `M` observed frames, `K` commands of a chunk, `n` known (frame, command) pairs, `D` action dimensions, `h, w`
-rows and columns of image tokens.
+rows and columns of image tokens; every image may have its own.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -21,6 +24,8 @@ from .vocabulary_worldvla import VocabularyLayout
 
 Role = Literal["policy", "world_model"]
 ROLES = ("policy", "world_model")
+Separator = Literal["after_history", "after_text"]
+SEPARATORS = ("after_history", "after_text")
 IGNORE_INDEX = -100
 
 # The wordings in use: `training` is what the official weights were trained with, `paper` what the paper prints,
@@ -121,43 +126,59 @@ def action_block(token_ids: np.ndarray, layout: VocabularyLayout) -> list[int]:
     return [layout.boa_token_id, *token_ids.tolist(), layout.eoa_token_id]
 
 
-def policy_prompt(text: list[int], images: list[np.ndarray], layout: VocabularyLayout) -> list[int]:
-    """What the policy is shown, up to and with the separator.
-
-    Args:
-        text (`list[int]`): text ids.
-        images (`list` of `(h, w)` arrays): image token ids of the frames, oldest first.
-        layout (`VocabularyLayout`): the ids.
-
-    Returns:
-        `list[int]`: the prompt.
-    """
-    blocks = [token for image in images for token in image_block(image, layout)]
-    return [layout.bos_token_id, *text, *blocks, layout.sep_token_id]
-
-
-def world_model_prompt(
-    text: list[int], images: list[np.ndarray], actions: np.ndarray, layout: VocabularyLayout
+def history_blocks(
+    images: Sequence[np.ndarray], actions: Sequence[np.ndarray] | np.ndarray, layout: VocabularyLayout
 ) -> list[int]:
-    """What the world model is shown, up to and with the separator.
+    """Frames and the commands between them, in the order of time.
 
     Args:
-        text (`list[int]`): text ids.
-        images (`list` of n `(h, w)` arrays): image token ids of the known frames, oldest first.
-        actions (integer `np.ndarray` of shape `(n, D)`): the command given after each frame.
+        images (sequence of `(h, w)` arrays): image token ids, oldest first.
+        actions (sequence of `(D,)` arrays): the command given after each of the first images; may be fewer, or none.
         layout (`VocabularyLayout`): the ids.
 
     Returns:
-        `list[int]`: the prompt.
+        `list[int]`: every image, followed by its action where it has one.
+
+    Raises:
+        ValueError: if there are more actions than images.
     """
-    tokens = [layout.bos_token_id, *text]
-    for image, action in zip(images, actions, strict=True):
+    if len(actions) > len(images):
+        raise ValueError(
+            f"Every action of a history follows an image, got {len(images)} images and {len(actions)} actions. Give "
+            "the image that was seen before each action."
+        )
+    tokens = []
+    for index, image in enumerate(images):
         tokens += image_block(image, layout)
-        tokens += action_block(action, layout)
-    return [*tokens, layout.sep_token_id]
+        if index < len(actions):
+            tokens += action_block(actions[index], layout)
+    return tokens
 
 
-def policy_answer(actions: np.ndarray, layout: VocabularyLayout) -> list[int]:
+def prompt_tokens(
+    text: list[int], history: list[int], layout: VocabularyLayout, separator: Separator = "after_history"
+) -> list[int]:
+    """What the model is shown, up to and with the separator that its answer follows.
+
+    Args:
+        text (`list[int]`): text ids.
+        history (`list[int]`): see `history_blocks`.
+        layout (`VocabularyLayout`): the ids.
+        separator (`str`): `after_history`, one separator at the end, or `after_text`, one more between text and
+            history, as the official evaluation writes prompts with past actions.
+
+    Returns:
+        `list[int]`: the prompt.
+
+    Raises:
+        ValueError: if the place of the separator is unknown.
+    """
+    require_choice("separator", separator, SEPARATORS)
+    between = [layout.sep_token_id] if separator == "after_text" else []
+    return [layout.bos_token_id, *text, *between, *history, layout.sep_token_id]
+
+
+def policy_answer(actions: Sequence[np.ndarray] | np.ndarray, layout: VocabularyLayout) -> list[int]:
     """What the policy answers: the chunk and the separator.
 
     Args:
