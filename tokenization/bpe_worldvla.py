@@ -1,38 +1,66 @@
 """Text <-> tokens: a byte-level BPE that lives in the text range of the vocabulary.
 
 No text can reach an id outside that range: the names of the other entries are in the table so that `tokenizer.json` is
-complete, but no merge leads to them, and special tokens written out in a text are split like any other characters.
+complete, but nothing leads to them (see `text_table_worldvla`).
+
+The package ships a table of the official layout, trained by `train_bpe.py`; `load_text_tokenizer()` opens it. Saved
+processors carry the table that they were made with.
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from .text_table_worldvla import (
+    NUM_BYTES,
+    Merge,
+    Table,
+    byte_symbols,
+    drop_merges_to,
+    isolate_text,
+    read_merges,
+    read_table,
+)
 from .vocabulary_worldvla import VocabularyLayout
 
-NUM_BYTES = 256
+SHIPPED_TEXT_TOKENIZER = Path(__file__).parent / "text_tokenizer" / "tokenizer.json"
 
 
-def byte_symbols() -> list[str]:
-    """The printable character that byte-level BPE writes for each byte.
+def load_text_tokenizer(
+    file: str | os.PathLike | None = None,
+    layout: VocabularyLayout | None = None,
+    model_max_length: int | None = None,
+) -> PreTrainedTokenizerFast:
+    """Open the text tokenizer that the package ships, or the official `text_tokenizer.json`.
+
+    Args:
+        file (`str` or `os.PathLike`, *optional*): a `tokenizer.json`; by default the one that the package ships.
+        layout (`VocabularyLayout`, *optional*): what its ids mean; the official layout by default.
+        model_max_length (`int`, *optional*): positions of the model, for the length check of prompts.
 
     Returns:
-        `list[str]`: 256 characters, by byte.
+        `PreTrainedTokenizerFast`: pads on the left; names of entries written in a text are split like any text.
 
-    References:
-        GPT-2: printable bytes stand for themselves, the others follow from U+0100 on.
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is no BPE, or does not fit the layout.
     """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    symbols, following = [], NUM_BYTES
-    for byte in range(NUM_BYTES):
-        if byte in printable:
-            symbols.append(chr(byte))
-        else:
-            symbols.append(chr(following))
-            following += 1
-    return symbols
+    path = SHIPPED_TEXT_TOKENIZER if file is None else Path(file)
+    if not path.is_file():
+        advice = (
+            "The file belongs to the package `worldvla`, code that was loaded from the Hub lacks it: install the "
+            "package, or use the tokenizer that the processor was saved with."
+            if file is None
+            else "Give the path of a `tokenizer.json` or of the official `text_tokenizer.json`."
+        )
+        raise FileNotFoundError(f"No text tokenizer at `{path}`. {advice}")
+    layout = layout or VocabularyLayout.official()
+    table = read_table(path.read_text(encoding="utf-8"), f"`{path}`")
+    return _wrap_table(isolate_text(table, layout), layout, model_max_length)
 
 
 def train_text_tokenizer(
@@ -54,7 +82,31 @@ def train_text_tokenizer(
         model_max_length (`int`, *optional*): positions of the model, for the length check of prompts.
 
     Returns:
-        `PreTrainedTokenizerFast`: pads on the left, splits special tokens in text.
+        `PreTrainedTokenizerFast`: pads on the left; names of entries written in a text are split like any text.
+
+    Raises:
+        ValueError: if the text range cannot hold the 256 bytes, or no text came.
+    """
+    table = train_text_table(texts, layout, code_to_offset, min_frequency)
+    return _wrap_table(table, layout, model_max_length)
+
+
+def train_text_table(
+    texts: Iterable[str],
+    layout: VocabularyLayout,
+    code_to_offset: list[int] | None = None,
+    min_frequency: int = 2,
+) -> Table:
+    """Train the table of a text tokenizer: the content of its `tokenizer.json`.
+
+    Args:
+        texts (iterable of `str`): the corpus.
+        layout (`VocabularyLayout`): where text lies in the vocabulary.
+        code_to_offset (`list[int]`, *optional*): position of each VQ code among the image tokens; names them.
+        min_frequency (`int`): a pair must occur as often to be merged.
+
+    Returns:
+        `dict`: JSON values; the same ones for the same texts.
 
     Raises:
         ValueError: if the text range cannot hold the 256 bytes, or no text came.
@@ -66,43 +118,35 @@ def train_text_tokenizer(
             "Raise `num_text_tokens`."
         )
     names = layout.token_names(code_to_offset)
-    merges = _learn_merges(texts, num_text_tokens - NUM_BYTES, min_frequency)
-    merges = _drop_merges_to_names(merges, set(names))
-    text_entries = byte_symbols() + list(dict.fromkeys(left + right for left, right in merges))
-    entries = names + text_entries
+    merges = _learn_merges(texts, num_text_tokens, min_frequency)
+    merges = drop_merges_to(set(names), merges)
+    entries = names + list(dict.fromkeys([*byte_symbols(), *(left + right for left, right in merges)]))
     entries += [f"<reserved_text{token_id}>" for token_id in range(len(entries), layout.vocab_size)]
     vocabulary = {name: token_id for token_id, name in enumerate(entries)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token=names[layout.unk_token_id]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = _pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()
-    return wrap_text_tokenizer(tokenizer, layout, model_max_length)
+    return isolate_text(json.loads(tokenizer.to_str()), layout)
 
 
 def wrap_text_tokenizer(
     tokenizer: Tokenizer, layout: VocabularyLayout, model_max_length: int | None = None
 ) -> PreTrainedTokenizerFast:
-    """Give a table of ours, or the official `text_tokenizer.json`, the settings that this project needs.
+    """Give a table the settings that this project needs, and close every way from text to other entries.
 
     Args:
-        tokenizer (`tokenizers.Tokenizer`): the table, with the specials of `layout`.
-        layout (`VocabularyLayout`): says which entries are special.
+        tokenizer (`tokenizers.Tokenizer`): the table, with the entries of `layout`.
+        layout (`VocabularyLayout`): what its ids mean.
         model_max_length (`int`, *optional*): positions of the model.
 
     Returns:
-        `PreTrainedTokenizerFast`: pads on the left, splits special tokens in text.
+        `PreTrainedTokenizerFast`: pads on the left; names of entries written in a text are split like any text.
+
+    Raises:
+        ValueError: if the table does not fit the layout.
     """
-    length = {} if model_max_length is None else {"model_max_length": model_max_length}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=tokenizer.id_to_token(layout.bos_token_id),
-        pad_token=tokenizer.id_to_token(layout.pad_token_id),
-        eos_token=tokenizer.id_to_token(layout.eos_token_id),
-        unk_token=tokenizer.id_to_token(layout.unk_token_id),
-        padding_side="left",
-        split_special_tokens=True,
-        clean_up_tokenization_spaces=False,
-        **length,
-    )
+    table = read_table(tokenizer.to_str(), "the tokenizer")
+    return _wrap_table(isolate_text(table, layout), layout, model_max_length)
 
 
 def require_same_vocabulary(tokenizer: PreTrainedTokenizerFast, layout: VocabularyLayout) -> None:
@@ -157,25 +201,45 @@ def encode_text(tokenizer: PreTrainedTokenizerFast, text: str, layout: Vocabular
     return ids
 
 
-def _learn_merges(texts: Iterable[str], count: int, min_frequency: int) -> list[tuple[str, str]]:
-    """The first `count` merges of a byte-level BPE over the corpus."""
+def _wrap_table(table: Table, layout: VocabularyLayout, model_max_length: int | None) -> PreTrainedTokenizerFast:
+    """A tokenizer with an isolated table."""
+    names = layout.token_names()
+    length = {} if model_max_length is None else {"model_max_length": model_max_length}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(table)),
+        bos_token=names[layout.bos_token_id],
+        pad_token=names[layout.pad_token_id],
+        eos_token=names[layout.eos_token_id],
+        unk_token=names[layout.unk_token_id],
+        padding_side="left",
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+        **length,
+    )
+
+
+def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    """Where text is cut before merging: words with the space before them, runs of other signs, digits one by one.
+
+    Every digit is a token of its own, so that numbers are spelled alike whatever the corpus held.
+    """
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+
+
+def _learn_merges(texts: Iterable[str], num_entries: int, min_frequency: int) -> list[Merge]:
+    """Merges of a byte-level BPE of at most `num_entries` entries over the corpus."""
     learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learner.pre_tokenizer = _pre_tokenizer()
     trainer = trainers.BpeTrainer(
-        vocab_size=NUM_BYTES + count,
+        vocab_size=num_entries,
         min_frequency=min_frequency,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     learner.train_from_iterator(_require_texts(texts), trainer=trainer)
-    return _read_merges(learner)[:count]
-
-
-def _read_merges(learner: Tokenizer) -> list[tuple[str, str]]:
-    """Merges of a trained table, in order."""
-    merges = json.loads(learner.to_str())["model"]["merges"]
-    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
-    return [(left, right) for left, right in pairs]
+    return read_merges(json.loads(learner.to_str())["model"])
 
 
 def _require_texts(texts: Iterable[str]) -> Iterator[str]:
@@ -188,14 +252,3 @@ def _require_texts(texts: Iterable[str]) -> Iterator[str]:
         yield text
     if empty:
         raise ValueError("A text tokenizer is trained on at least one text, got none. Pass the instructions.")
-
-
-def _drop_merges_to_names(merges: list[tuple[str, str]], names: set[str]) -> list[tuple[str, str]]:
-    """Leave out merges that spell the name of an entry that is no text, and merges that build on them."""
-    kept, dropped = [], set()
-    for left, right in merges:
-        if left + right in names or left in dropped or right in dropped:
-            dropped.add(left + right)
-        else:
-            kept.append((left, right))
-    return kept

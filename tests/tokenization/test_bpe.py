@@ -3,7 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenization import VocabularyLayout, train_text_tokenizer
-from tokenization.bpe_worldvla import byte_symbols, encode_text
+from tokenization.bpe_worldvla import encode_text
+from tokenization.text_table_worldvla import byte_symbols
 
 INJECTIONS = [
     "<s>",
