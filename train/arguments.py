@@ -14,6 +14,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from tokenization import BINNINGS, VQ_MODEL_PRESETS
 from tokenization.choices_worldvla import require_choice
+from tokenization.regions import REGION_PROVIDERS
 
 
 def require_positive(arguments: Any, *names: str) -> None:
@@ -31,40 +32,149 @@ def require_positive(arguments: Any, *names: str) -> None:
             raise ValueError(f"`--{name}` must be larger than 0, got {getattr(arguments, name)}.")
 
 
+def require_not_negative(arguments: Any, *names: str) -> None:
+    """Refuse options that must not lie below zero and do.
+
+    Args:
+        arguments (`Any`): the dataclass that holds the options.
+        *names (`str`): the fields to check.
+
+    Raises:
+        ValueError: names the first offending option and its value.
+    """
+    for name in names:
+        if getattr(arguments, name) < 0:
+            raise ValueError(f"`--{name}` must not be negative, got {getattr(arguments, name)}.")
+
+
+def require_share(arguments: Any, *names: str) -> None:
+    """Refuse options that must lie in [0, 1) and do not.
+
+    Args:
+        arguments (`Any`): the dataclass that holds the options.
+        *names (`str`): the fields to check.
+
+    Raises:
+        ValueError: names the first offending option and its value.
+    """
+    for name in names:
+        if not 0 <= getattr(arguments, name) < 1:
+            raise ValueError(f"`--{name}` must lie in [0, 1), got {getattr(arguments, name)}.")
+
+
+def parse_region_weights(values: Sequence[str]) -> dict[str, float]:
+    """Read `--regions segmentation:1.0 faces`.
+
+    Args:
+        values (`Sequence[str]`): `provider` or `provider:weight`; weight 1 where none is given.
+
+    Returns:
+        `dict[str, float]`: weight by provider.
+
+    Raises:
+        ValueError: if a weight is no positive number, or a provider comes twice.
+    """
+    weights: dict[str, float] = {}
+    for value in values:
+        name, _, number = value.partition(":")
+        try:
+            weight = float(number or 1.0)
+        except ValueError:
+            weight = -1.0
+        if not 0 < weight < float("inf") or name in weights:
+            raise ValueError(
+                f"`--regions {value}`: expected each provider once, as `name` or `name:weight` with a weight above 0, "
+                "such as `--regions segmentation:1.0 saliency:0.5`."
+            )
+        weights[name] = weight
+    return weights
+
+
 @dataclass
 class VQGANArguments:
-    """Options of `train/run_vqgan.py`: a VQ-GAN from recorded frames."""
+    """Options of `train/run_vqgan.py`: a VQ-GAN from recorded pictures."""
 
-    demonstrations: list[str] = field(metadata={"help": "HDF5 files of demonstrations, or folders that hold them."})
-    output_dir: str = field(metadata={"help": "Folder for the trained VQ-GAN (diffusers layout) and its log."})
-    camera: str = field(default="agentview", metadata={"help": "Camera whose frames are learned."})
+    output_dir: str = field(
+        metadata={"help": "Folder for the trained VQ-GAN (diffusers layout), its log and pictures."}
+    )
+    demonstrations: list[str] = field(
+        default_factory=list, metadata={"help": "HDF5 files of demonstrations, or folders that hold them."}
+    )
+    cameras: list[str] = field(
+        default_factory=lambda: ["agentview"], metadata={"help": "Cameras whose pictures are learned."}
+    )
+    images: list[str] = field(
+        default_factory=list, metadata={"help": "Folders of image files (with sub-folders) to learn from as well."}
+    )
+    image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Side of the square that pictures are resized and centre-cropped to; without it, demonstrations "
+            "are taken as recorded, and images as the preset asks."
+        },
+    )
+    frame_cache: str | None = field(
+        default=None, metadata={"help": "Folder for the gathered pictures and their regions; output_dir by default."}
+    )
     preset: str = field(default="tiny-128", metadata={"help": f"Architecture: {', '.join(VQ_MODEL_PRESETS)}."})
+    vq_model: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub id of a VQ-GAN to start from, in the place of the preset's random weights."},
+    )
     max_steps: int = field(default=2000, metadata={"help": "Optimizer steps."})
     batch_size: int = field(default=16, metadata={"help": "Frames per step and process."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate (AdamW, cosine to a tenth)."})
     warmup_steps: int = field(default=50, metadata={"help": "Steps of linear warm-up."})
-    l2_weight: float = field(default=1.0, metadata={"help": "Weight of the squared error beside the absolute error."})
-    codebook_weight: float = field(default=1.0, metadata={"help": "Weight of the codebook and commitment terms."})
-    moving_region_weight: float = field(
-        default=4.0,
-        metadata={
-            "help": "Extra weight of pixels that differ from their episode's median frame: the arm, the gripper and "
-            "what they move, a few per cent of the picture. 0 weighs all pixels alike."
-        },
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping."})
+    ema_decay: float = field(
+        default=0.0, metadata={"help": "Decay of the moving average of weights that is saved; 0: the last weights."}
     )
     mixed_precision: str = field(
         default="no", metadata={"help": "no, or bf16: twice as fast on processors with bfloat16 units."}
     )
+    l2_weight: float = field(default=1.0, metadata={"help": "Weight of the squared error beside the absolute error."})
+    codebook_weight: float = field(default=1.0, metadata={"help": "Weight of the codebook and commitment terms."})
+    commitment_weight: float = field(
+        default=1.0, metadata={"help": "beta: how much latents are pulled to codes, beside codes to latents."}
+    )
+    moving_region_weight: float = field(
+        default=4.0,
+        metadata={
+            "help": "Extra weight of pixels that differ from their episode's median frame: the arm, the gripper and "
+            "what they move, a few per cent of the picture. 0 weighs all pixels alike. Cameras that move have none."
+        },
+    )
+    regions: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Regions that deserve attention, as provider:weight: segmentation:1.0 saliency:0.5 faces:1.0. "
+            "Held-out pictures are judged inside them as well."
+        },
+    )
+    region_pixel_weight: float = field(
+        default=0.0, metadata={"help": "Extra weight of pixels inside regions, in the reconstruction loss."}
+    )
     revive_every: int = field(default=50, metadata={"help": "Codes unused for this many steps are placed anew."})
+    held_out: float = field(
+        default=0.02, metadata={"help": "Share of episodes (at least one) that is judged instead of learned; 0: none."}
+    )
+    eval_every: int = field(default=500, metadata={"help": "Steps between judgements of held-out pictures."})
+    eval_frames: int = field(default=128, metadata={"help": "Held-out pictures that are judged, evenly spaced."})
     save_every: int = field(default=200, metadata={"help": "Steps between checkpoints that a new run resumes from."})
     log_every: int = field(default=20, metadata={"help": "Steps between log lines."})
-    seed: int = field(default=0, metadata={"help": "Seed of weights and of the order of frames."})
+    seed: int = field(default=0, metadata={"help": "Seed of weights, of the order of frames and of what is held out."})
 
     def __post_init__(self) -> None:
         """Check every option before anything is loaded."""
         require_choice("VQ-GAN preset", self.preset, list(VQ_MODEL_PRESETS))
         require_choice("mixed precision", self.mixed_precision, ["no", "bf16"])
         require_positive(self, "max_steps", "batch_size", "learning_rate", "revive_every", "save_every", "log_every")
+        require_positive(self, "max_grad_norm", "eval_every", "eval_frames")
+        require_not_negative(self, "warmup_steps", "l2_weight", "codebook_weight", "commitment_weight")
+        require_not_negative(self, "moving_region_weight", "region_pixel_weight")
+        require_share(self, "ema_decay", "held_out")
+        for name in parse_region_weights(self.regions):
+            require_choice("region provider", name, REGION_PROVIDERS)
 
 
 @dataclass

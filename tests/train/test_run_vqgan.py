@@ -1,0 +1,169 @@
+"""train/run_vqgan.py at tiny size, as a user types it: it learns, resumes to the bit, and runs in two processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import VQModel
+
+import tokenization
+import train.run_vqgan
+from train.vqgan_checkpoints import SETTINGS, last_checkpoint
+from train.vqgan_trainer import VQGANTrainer
+
+from .made_up_demonstrations import TINY_VQ_MODEL, write_demonstrations
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tmp_path_factory):
+    path = tmp_path_factory.mktemp("demonstrations") / "square_demo.hdf5"
+    return write_demonstrations(path, cameras=("agentview", "wrist"), masks=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_preset():
+    patch = pytest.MonkeyPatch()
+    patch.setitem(tokenization.VQ_MODEL_PRESETS, "tiny-128", TINY_VQ_MODEL)
+    yield
+    patch.undo()
+
+
+def flags_of(demonstrations, folder, steps, **options):
+    settings = {"demonstrations": demonstrations, "output_dir": folder, "max_steps": steps, "batch_size": 4}
+    settings |= {"save_every": 2, "revive_every": 2, "warmup_steps": 1, "log_every": 1, "eval_every": 3}
+    settings |= {"cameras": ["agentview", "wrist"], "regions": "segmentation:0.5", "region_pixel_weight": 2.0}
+    settings |= {"ema_decay": 0.9} | options
+    return [
+        str(part)
+        for key, value in settings.items()
+        for part in (f"--{key}", *(value if isinstance(value, list) else [value]))
+    ]
+
+
+def train_vqgan(demonstrations, folder, steps, **options):
+    train.run_vqgan.main(flags_of(demonstrations, folder, steps, **options))
+    return folder / "vq_model"
+
+
+def read_log(folder, key="psnr"):
+    return [line for line in map(json.loads, (folder / "log.jsonl").read_text().splitlines()) if key in line]
+
+
+@pytest.fixture(scope="module")
+def whole_run(demonstrations, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vqgan")
+    train_vqgan(demonstrations, folder, 6)
+    return folder
+
+
+def test_vqgan_learns_and_says_so(whole_run):
+    log = read_log(whole_run)
+    assert [line["step"] for line in log] == list(range(1, 7))
+    assert log[-1]["reconstruction"] < log[0]["reconstruction"]
+    assert all(0 < line["codes_used"] <= 1 <= line["perplexity"] <= 16 for line in log)
+    judged = read_log(whole_run, "held_out_psnr")
+    assert [line["step"] for line in judged] == [3, 6]
+    assert judged[1]["held_out_psnr"] > judged[0]["held_out_psnr"]
+    assert all(line["held_out_psnr_regions"] > 0 for line in judged)
+
+
+def test_the_last_step_is_always_logged(demonstrations, tmp_path):
+    train_vqgan(demonstrations, tmp_path, 3, log_every=2)
+    assert [line["step"] for line in read_log(tmp_path)] == [2, 3]
+
+
+def kill_in_step(monkeypatch, step):
+    def die(self, batch, done):
+        if done == step:
+            raise KeyboardInterrupt
+        return take_step(self, batch, done)
+
+    take_step = VQGANTrainer.step
+    monkeypatch.setattr(VQGANTrainer, "step", die)
+
+
+def test_interrupted_vqgan_equals_uninterrupted(demonstrations, whole_run, tmp_path, monkeypatch):
+    kill_in_step(monkeypatch, 6)
+    with pytest.raises(KeyboardInterrupt):
+        train_vqgan(demonstrations, tmp_path, 6)
+    assert last_checkpoint(tmp_path)[1] == 4
+    monkeypatch.undo()
+    resumed = VQModel.from_pretrained(train_vqgan(demonstrations, tmp_path, 6)).state_dict()
+    whole = VQModel.from_pretrained(whole_run / "vq_model").state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert read_log(tmp_path)[-1] == read_log(whole_run)[-1]
+
+
+def test_vqgan_refuses_a_folder_of_other_settings(demonstrations, whole_run):
+    with pytest.raises(ValueError, match="holds a run with other settings.*seed: 0 -> 7.*Choose another"):
+        train_vqgan(demonstrations, whole_run, 6, seed=7)
+
+
+def test_options_that_came_later_count_as_defaults(demonstrations, tmp_path, monkeypatch):
+    kill_in_step(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        train_vqgan(demonstrations, tmp_path, 4)
+    monkeypatch.undo()
+    settings = json.loads((tmp_path / SETTINGS).read_text())
+    del settings["commitment_weight"]
+    (tmp_path / SETTINGS).write_text(json.dumps(settings | {"an_option_of_old": 3}))
+    with pytest.raises(ValueError, match=r"commitment_weight: 1.0 -> 0.25"):
+        train_vqgan(demonstrations, tmp_path, 4, commitment_weight=0.25)
+    train_vqgan(demonstrations, tmp_path, 4)
+
+
+def test_a_finished_folder_is_not_overwritten(demonstrations, tmp_path):
+    train_vqgan(demonstrations, tmp_path, 1)
+    with pytest.raises(FileExistsError, match="already holds a finished VQ-GAN. Choose another folder"):
+        train_vqgan(demonstrations, tmp_path, 1)
+
+
+def test_training_goes_on_from_another_vqgan(demonstrations, whole_run, tmp_path):
+    train_vqgan(demonstrations, tmp_path, 1, vq_model=whole_run, learning_rate=1e-5)
+    assert read_log(tmp_path)[0]["psnr"] > read_log(whole_run)[0]["psnr"] + 1
+
+
+def test_not_finite_gradients_stop_before_the_weights_are_spoilt(demonstrations, tmp_path, monkeypatch):
+    def spoil(self, batch, result):
+        terms = make_terms(self, batch, result)
+        self.calls = getattr(self, "calls", 0) + 1
+        return terms | {"codebook": terms["codebook"] * float("nan")} if self.calls == 3 else terms
+
+    make_terms = VQGANTrainer._terms
+    monkeypatch.setattr(VQGANTrainer, "_terms", spoil)
+    message = (
+        r"Step 3: gradients are not finite.*codebook nan.*The checkpoint of step 2 is kept. Lower `--learning_rate`"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        train_vqgan(demonstrations, tmp_path, 6)
+    assert last_checkpoint(tmp_path)[1] == 2
+
+
+def test_pictures_that_do_not_divide_into_codes_are_refused(demonstrations, tmp_path):
+    with pytest.raises(ValueError, match=r"Pictures of \(24, 24\) pixels do not divide into codes of 16 pixels"):
+        train_vqgan(demonstrations, tmp_path, 1, image_size=24)
+
+
+def launch(*flags, port):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    command += ["train/run_vqgan.py", *flags]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-9000:]
+
+
+def test_two_processes_equal_one(demonstrations, tmp_path):
+    """Each process takes half the batch: the same pictures, losses, revived codes and judgement."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    tiny = VQModel(**tokenization.vq_model_config("tiny-128"))  # the subprocesses do not see the patched preset
+    tiny.save_pretrained(tmp_path / "start" / "vq_model")
+    options = {"learning_rate": 1e-4, "vq_model": tmp_path / "start"}
+    train_vqgan(demonstrations, one, 3, batch_size=4, **options)
+    launch(*flags_of(demonstrations, two, 3, batch_size=2, **options), port=29534)
+    for first, second in zip(read_log(one, "step"), read_log(two, "step"), strict=True):
+        assert second == pytest.approx(first, rel=2e-3)

@@ -1,0 +1,238 @@
+"""The steps of a VQ-GAN run: forward, losses, codebook, moving average, checkpoints.
+
+Shapes: `B` pictures, `H, W` pixels, `h, w` code positions, `N` = B · h · w, `E` code dimensions.
+"""
+
+import logging
+import math
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from train.arguments import VQGANArguments
+from train.codebook import CodebookUsage
+from train.frames import FrameArray, FrameBatch, draw_batches
+from train.vqgan_checkpoints import last_checkpoint, save_checkpoint
+from train.vqgan_losses import codebook_loss, pixel_weights, psnr_per_picture, reconstruction_loss
+from train.vqgan_reports import RunLog
+from train.weight_average import WeightAverage
+
+logger = logging.getLogger("worldvla.vqgan")
+
+CODEBOOK = "quantize.embedding.weight"
+
+
+class Reconstruction(nn.Module):
+    """Encode, quantize, decode. A module, so that data parallelism wraps it.
+
+    Args:
+        vq_model (`diffusers.VQModel`): the model that is trained.
+    """
+
+    def __init__(self, vq_model: Any) -> None:
+        super().__init__()
+        self.vq_model = vq_model
+
+    def forward(self, frames: Tensor) -> dict[str, Tensor]:
+        """Reconstruct pictures.
+
+        Args:
+            frames (`torch.FloatTensor` of shape `(B, 3, H, W)`): in [−1, 1].
+
+        Returns:
+            `dict`: `decoded (B, 3, H, W)`, `latents (B, E, h, w)`, their nearest `codes (B, E, h, w)` and `indices
+            (N,)`. Gradients of `decoded` reach the latents straight through the quantizer.
+        """
+        latents = self.vq_model.encode(frames).latents
+        with torch.autocast(frames.device.type, enabled=False):  # half precision would choose other codes
+            latents = latents.float()
+            with torch.no_grad():
+                indices = self.vq_model.quantize(latents)[2][2].reshape(-1)
+            batch, _, height, width = latents.shape
+            codes = self.vq_model.quantize.embedding(indices).view(batch, height, width, -1).permute(0, 3, 1, 2)
+        quantized = latents + (codes - latents).detach()
+        decoded = self.vq_model.decoder(self.vq_model.post_quant_conv(quantized))
+        return {"decoded": decoded, "latents": latents, "codes": codes, "indices": indices}
+
+
+def learning_rate_at(step: int, arguments: VQGANArguments) -> float:
+    """Linear warm-up, then cosine to a tenth of the peak, as a factor of the peak.
+
+    Args:
+        step (`int`): steps done.
+        arguments (`VQGANArguments`): warm-up and length.
+
+    Returns:
+        `float`: in (0, 1].
+    """
+    if step < arguments.warmup_steps:
+        return (step + 1) / arguments.warmup_steps
+    progress = (step - arguments.warmup_steps) / max(1, arguments.max_steps - arguments.warmup_steps)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class VQGANTrainer:
+    """One run, from its last checkpoint or from the start.
+
+    Args:
+        vq_model (`diffusers.VQModel`): the model that is trained.
+        frames (`FrameArray`): what it learns from and is judged on.
+        arguments (`VQGANArguments`): all options.
+        accelerator (`Accelerator`): device, precision and processes.
+    """
+
+    def __init__(self, vq_model: Any, frames: FrameArray, arguments: VQGANArguments, accelerator: Accelerator) -> None:
+        self.arguments, self.accelerator, self.frames = arguments, accelerator, frames
+        self.vq_model, self.output = vq_model, Path(arguments.output_dir)
+        self.learned, self.held_out = frames.split(arguments.held_out, arguments.seed)
+        fused = accelerator.device.type in ("cpu", "cuda")
+        optimizer = torch.optim.AdamW(
+            vq_model.parameters(), lr=arguments.learning_rate, betas=(0.9, 0.95), weight_decay=0, fused=fused
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_at(step, arguments))
+        self.reconstruction, self.optimizer = accelerator.prepare(Reconstruction(vq_model), optimizer)
+        self.usage = CodebookUsage(vq_model.config.num_vq_embeddings, accelerator.device)
+        accelerator.register_for_checkpointing(self.schedule, self.usage)
+        self.average = WeightAverage(vq_model, arguments.ema_decay) if arguments.ema_decay else None
+        if self.average is not None:
+            accelerator.register_for_checkpointing(self.average)
+        self.log = RunLog(arguments, accelerator)
+
+    def run(self) -> None:
+        """Do the steps that are left, with log lines, judgements, pictures and checkpoints."""
+        first_step = self._resume()
+        arguments, accelerator = self.arguments, self.accelerator
+        size = arguments.batch_size
+        batches = draw_batches(len(self.learned), size * accelerator.num_processes, arguments.seed, first_step)
+        mine = slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
+        progress = tqdm(
+            total=arguments.max_steps, initial=first_step, desc="VQ-GAN", disable=not accelerator.is_main_process
+        )
+        for done in range(first_step + 1, arguments.max_steps + 1):
+            batch = self.frames.batch(self.learned[next(batches)[mine]]).to(accelerator.device)
+            line = self.step(batch, done)
+            last = done == arguments.max_steps
+            if done % arguments.log_every == 0 or last:
+                self._log_step(line, done, progress)
+            if (done % arguments.eval_every == 0 or last) and len(self.held_out):
+                self.log.write({"step": done, **self.evaluate()})
+            if done % arguments.save_every == 0 and not last:
+                save_checkpoint(accelerator, self.output, done)
+            progress.update()
+        progress.close()
+
+    def _resume(self) -> int:
+        """Load the last checkpoint, if there is one; returns the steps done."""
+        resumed = last_checkpoint(self.output)
+        if resumed is None:
+            return 0
+        self.accelerator.load_state(str(resumed[0]))
+        logger.info("going on from step %d", resumed[1])
+        return resumed[1]
+
+    def step(self, batch: FrameBatch, done: int) -> dict[str, Tensor]:
+        """One optimizer step.
+
+        Args:
+            batch (`FrameBatch`): on the device.
+            done (`int`): number of this step, from 1.
+
+        Returns:
+            `dict[str, torch.Tensor]`: detached scalars, what is logged of this step.
+
+        Raises:
+            FloatingPointError: if the loss is not finite.
+        """
+        result = self.reconstruction(batch.frames)
+        terms = self._terms(batch, result)
+        self.accelerator.backward(sum(terms.values()))
+        norm = self.accelerator.clip_grad_norm_(self.reconstruction.parameters(), self.arguments.max_grad_norm)
+        self._require_finite(norm, terms, done)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        self.usage.update(self.accelerator.gather(result["indices"]))
+        if self.average is not None:
+            self.average.update(self.vq_model)
+        # The first revival replaces the random start; the last tenth of the run leaves the codes alone.
+        if (done == 1 or done % self.arguments.revive_every == 0) and done < 0.9 * self.arguments.max_steps:
+            self._revive(result["latents"].detach(), self.arguments.seed + done)
+        line = {name: term.detach() for name, term in terms.items()}
+        return line | {"psnr": psnr_per_picture(result["decoded"], batch.frames).mean()}
+
+    def _terms(self, batch: FrameBatch, result: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weighted terms of the loss, by name."""
+        arguments = self.arguments
+        weights = pixel_weights(batch, arguments.moving_region_weight, arguments.region_pixel_weight)
+        codes = codebook_loss(result["latents"], result["codes"], arguments.commitment_weight)
+        return {
+            "reconstruction": reconstruction_loss(result["decoded"], batch.frames, weights, arguments.l2_weight),
+            "codebook": arguments.codebook_weight * codes,
+        }
+
+    def _require_finite(self, norm: Tensor, terms: dict[str, Tensor], done: int) -> None:
+        """Stop before the weights are spoilt; the norm is the same on every process, so all stop."""
+        if torch.isfinite(norm):
+            return
+        listed = ", ".join(f"{name} {float(term.detach()):.4g}" for name, term in terms.items())
+        kept = last_checkpoint(self.output)
+        where = f"The checkpoint of step {kept[1]} is kept." if kept else "There is no checkpoint yet."
+        raise FloatingPointError(
+            f"Step {done}: gradients are not finite (norm {float(norm)}; {listed}). {where} Lower `--learning_rate` "
+            "or `--max_grad_norm`, or train with `--mixed_precision no`, in a new `--output_dir`."
+        )
+
+    def _revive(self, latents: Tensor, seed: int) -> None:
+        """Place unused codes anew, the same on every process."""
+        flat = self.accelerator.gather(latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1]).contiguous())
+        codebook = self.vq_model.quantize.embedding.weight.data
+        moved = self.usage.revive(codebook, flat, torch.Generator().manual_seed(seed))
+        if self.accelerator.num_processes > 1:
+            broadcast(codebook)
+        if self.average is not None:
+            self.average.replace_rows(CODEBOOK, moved, codebook)
+
+    def _log_step(self, line: dict[str, Tensor], done: int, progress: tqdm) -> None:
+        names = list(line)
+        means = self.accelerator.reduce(torch.stack([line[name].float() for name in names]), "mean")
+        values = dict(zip(names, means.tolist(), strict=True)) | self.usage.summary()
+        progress.set_postfix(psnr=f"{values['psnr']:.1f} dB", codes=f"{values['perplexity']:.0f}")
+        self.log.write({"step": done, **values, "learning_rate": self.schedule.get_last_lr()[0]})
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Judge held-out pictures, with the averaged weights where there are some.
+
+        Returns:
+            `dict[str, float]`: `held_out_psnr` and, where there are regions, `held_out_psnr_regions`, in dB: means
+            over pictures.
+        """
+        count = min(self.arguments.eval_frames, len(self.held_out))
+        chosen = self.held_out[np.linspace(0, len(self.held_out) - 1, count).round().astype(int)]
+        mine = chosen[self.accelerator.process_index :: self.accelerator.num_processes]
+        sums = torch.zeros(2, 2, device=self.accelerator.device, dtype=torch.float64)  # overall, regions: dB, count
+        model = self.final_model()
+        for start in range(0, len(mine), self.arguments.batch_size):
+            batch = self.frames.batch(mine[start : start + self.arguments.batch_size]).to(self.accelerator.device)
+            decoded = model(batch.frames)["decoded"]
+            for row, where in enumerate((None, batch.attention)):
+                values = psnr_per_picture(decoded, batch.frames, where)
+                known = values[~values.isnan()].double()
+                sums[row] += torch.stack([known.sum(), torch.tensor(float(len(known))).to(known)])
+        sums = self.accelerator.reduce(sums, "sum")
+        names = ("held_out_psnr", "held_out_psnr_regions")
+        return {name: float(total / number) for name, (total, number) in zip(names, sums, strict=True) if number}
+
+    def final_model(self) -> Reconstruction:
+        """A copy of the model in float32, with the averaged weights where there are some, in evaluation mode."""
+        model = deepcopy(self.vq_model).eval().requires_grad_(False)
+        if self.average is not None:
+            self.average.copy_to(model)
+        return Reconstruction(model)
