@@ -1,5 +1,6 @@
 """Everything the model reads and writes: text, images and actions <-> token ids, in the layouts of the two roles."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 from transformers.feature_extraction_utils import BatchFeature
 
-from .action_tokenization_worldvla import WorldVLAActionTokenizer
+from .action_tokenization_worldvla import BINNINGS, WorldVLAActionTokenizer
 from .bpe_worldvla import require_same_vocabulary
 from .choices_worldvla import require_choice
 from .image_processing_worldvla import WorldVLAImageTokenizer, check_image_size
@@ -77,11 +78,15 @@ class WorldVLAProcessor(ProcessorCodecs):
         self.code_to_offset = None if code_to_offset is None else [int(offset) for offset in code_to_offset]
         self.policy_prompt = policy_prompt
         self.world_model_prompt = world_model_prompt
+        require_choice("binning", binning, BINNINGS)
+        self.binning = binning
+        self.action_limits: dict[str, dict[str, list[float]]] | None = None
         self.action_tokenizer: WorldVLAActionTokenizer | None = None
         if action_limits:
             self.action_tokenizer = WorldVLAActionTokenizer(
                 vocabulary.action_token_id_start, vocabulary.num_action_tokens, binning, action_limits
             )
+            self.action_limits = self.action_tokenizer.limits
         self.image_tokenizer: WorldVLAImageTokenizer | None = None
         if vq_model is not None:
             self._attach_vq_model(vq_model)
@@ -209,12 +214,11 @@ class WorldVLAProcessor(ProcessorCodecs):
         Returns:
             `dict`: JSON values.
         """
-        actions = self.action_tokenizer.to_dict() if self.action_tokenizer is not None else {}
         values = {
             "processor_class": type(self).__name__,
             "vocabulary": self.vocabulary.to_dict(),
-            "action_limits": actions.get("limits"),
-            "binning": actions.get("binning", "uniform"),
+            "action_limits": copy.deepcopy(self.action_limits),
+            "binning": self.binning,
             "image_size": list(self.image_size),
             "code_to_offset": self.code_to_offset,
             "policy_prompt": self.policy_prompt,

@@ -82,6 +82,30 @@ def test_lists_and_arrays_are_returned_on_request(processor, frames):
     assert isinstance(as_lists[0], list) and as_lists == as_arrays.tolist()
 
 
+def test_options_of_every_processor_are_read(processor, frames):
+    expected = processor(images=[frames[0]], text=TASK)["input_ids"]
+    for options in ({"padding": True, "text_kwargs": {}}, {"text_kwargs": {"padding": "longest"}, "role": "policy"}):
+        assert torch.equal(processor(images=[frames[0]], text=TASK, **options)["input_ids"], expected)
+    lists = processor(images=[frames[0]], text=TASK, common_kwargs={"return_tensors": None})["input_ids"]
+    assert lists == expected.tolist()
+
+
+def test_images_of_different_sizes_are_kept_apart(processor, layout, frames):
+    grids = [np.full((4, 2), 5), np.full((2, 6), 6), np.full((4, 2), 7)]
+    batch = processor(images=[grids[:1], grids[1:]], text=["a", "b"])
+    parts = [part for row in processor.batch_parse(batch["input_ids"]) for part in row if hasattr(part, "grid")]
+    assert [part.grid.tolist() for part in parts] == [grid.tolist() for grid in grids]
+    encoded = processor.encode_images(grids)
+    assert isinstance(encoded, list) and [tuple(grid.shape) for grid in encoded] == [(4, 2), (2, 6), (4, 2)]
+    pictures = processor.decode_images(encoded)
+    assert [picture.size for picture in pictures] == [(32, 64), (96, 32), (32, 64)]
+    for picture, grid in zip(pictures, grids, strict=True):
+        np.testing.assert_array_equal(picture, processor.decode_images(grid[None])[0])
+    assert processor.encode_images([grids[0], grids[2]]).shape == (2, 4, 2)
+    with pytest.raises(ValueError, match=r"Image token ids must lie in \[4, 68\), got 70"):
+        processor.decode_images([grids[0], np.full((2, 2), 70)])
+
+
 def test_build_sample_continues_the_prompt(processor, layout, frames):
     prompt = processor(images=list(frames[:2]), text=TASK, return_tensors=None)["input_ids"][0]
     sample = processor.build_sample(list(frames[:2]), text=TASK, actions=ACTIONS)
@@ -110,6 +134,20 @@ def test_the_models_config_is_made_from_it(processor, layout):
     config = WorldVLAConfig(**processor.model_config())
     assert config.vocab_size == layout.vocab_size and config.action_dim == 7
     assert all(getattr(config, name) == value for name, value in layout.model_config().items())
+
+
+def test_settings_are_attributes(processor, tokenizer, layout):
+    assert processor.action_limits == processor.action_tokenizer.limits == {"libero": LIBERO_ACTION_LIMITS}
+    bare = WorldVLAProcessor(tokenizer, layout, binning="official")
+    assert bare.action_limits is None and bare.binning == bare.to_dict()["binning"] == "official"
+    with pytest.raises(ValueError, match="Unknown binning `offical`.*Did you mean `official`?"):
+        WorldVLAProcessor(tokenizer, layout, binning="offical")
+
+
+def test_commands_in_half_precision_are_read(processor, frames):
+    commands = torch.from_numpy(ACTIONS[:1]).bfloat16()
+    ids = processor(images=[frames[0]], actions=commands, role="world_model")["input_ids"]
+    assert torch.equal(ids, processor(images=[frames[0]], actions=commands.float(), role="world_model")["input_ids"])
 
 
 def test_it_survives_pickle_and_copy(processor, frames):
@@ -156,6 +194,13 @@ TOKENS = np.full((4, 2), 5)
         (
             {"images": [FRAME], "text": TASK, "actions": ACTIONS},
             "Role `policy` predicts actions, but `actions` were given",
+        ),
+        ({"images": [FRAME], "text": TASK, "rol": "policy"}, "Unknown argument `rol`.*Did you mean `role`?"),
+        ({"images": [FRAME], "text": TASK, "text_kwargs": {"truncation": True}}, "Unknown argument `truncation`"),
+        ({"images": [FRAME], "text": TASK, "padding": "max_length"}, "must be True or 'longest', got 'max_length'"),
+        (
+            {"images": [[FRAME], [FRAME]], "text": ["a", "b"], "history_actions": ACTIONS},
+            "2 samples of images but 3 of `history_actions`",
         ),
         ({"images": [FRAME], "role": "world_model"}, "Role `world_model` needs `actions` here, got none"),
         (

@@ -3,12 +3,15 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoProcessor
 
+import tokenization
 from tokenization import LIBERO_ACTION_LIMITS, WorldVLAProcessor
 
 from .conftest import CORPUS, make_vq_model
@@ -115,6 +118,52 @@ def test_missing_folders_and_text_tokenizers_are_refused(folder, tmp_path):
         WorldVLAProcessor.from_pretrained(folder)
 
 
+class FakeHub:
+    """Takes commits instead of sending them."""
+
+    def __init__(self):
+        self.commits = []
+
+    def create_repo(self, repo_id, **_):
+        return SimpleNamespace(repo_id=f"someone/{repo_id}")
+
+    def create_commit(self, repo_id, operations, **options):
+        files = {operation.path_in_repo: Path(operation.path_or_fileobj).read_bytes() for operation in operations}
+        self.commits.append((repo_id, files, options))
+        return SimpleNamespace(oid="0" * 40)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    hub = FakeHub()
+    monkeypatch.setattr("transformers.utils.hub.hf_api", lambda: hub)
+    card = SimpleNamespace(save=lambda path: Path(path).write_text("a card"))
+    monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *_, **__: card)
+    return hub
+
+
+@pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained"])
+def test_everything_is_pushed_to_the_hub(processor, frames, hub, tmp_path, way):
+    if way == "push_to_hub":
+        processor.push_to_hub("my-processor", commit_message="first", private=True)
+    else:
+        processor.save_pretrained(tmp_path / "my-processor", push_to_hub=True, commit_message="first")
+        assert (tmp_path / "my-processor" / "vq_model").is_dir()
+    ((repo_id, files, options),) = hub.commits
+    assert repo_id == "someone/my-processor" and options["commit_message"] == "first"
+    code = {path.name for path in Path(tokenization.__file__).parent.glob("*_worldvla.py")}
+    assert {"vq_model/config.json", "vq_model/diffusion_pytorch_model.safetensors", "processor_config.json"} <= set(
+        files
+    )
+    assert {"tokenizer.json", "tokenizer_config.json", "processor_config.json", "README.md"} <= set(files)
+    assert {name for name in files if name.endswith(".py")} <= code
+    for name, content in files.items():  # what was sent is a whole processor
+        target = tmp_path / "clone" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    assert_alike(processor, AutoProcessor.from_pretrained(str(tmp_path / "clone")), frames)
+
+
 REMOTE = """
 import sys
 import numpy as np
@@ -124,7 +173,13 @@ folder, again = sys.argv[1:]
 for _ in range(2):
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     assert type(processor).__module__.startswith("transformers_modules."), type(processor)
-    ids = processor(images=[np.load(folder + "/../frame.npy")], text="put the bowl on the stove")["input_ids"]
+    frame = np.load(folder + "/../frame.npy")
+    ids = processor(images=[frame], text="put the bowl on the stove")["input_ids"]
+    sample = processor.build_sample([frame] * 2, "go", np.zeros((2, 7)), history_actions=np.zeros((1, 7)))
+    parts = processor.parse(sample["input_ids"])
+    names = "Special Text Image Action Image Separator Action Action Separator".split()
+    assert [type(part).__name__ for part in parts] == [name + "Part" for name in names], parts
+    assert parts[2].to_image().size == (32, 64) and abs(parts[3].command).max() < 0.03
     assert "tokenization" not in sys.modules
     processor.save_pretrained(again)
     folder = again
