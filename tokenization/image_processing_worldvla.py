@@ -11,9 +11,23 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .choices_worldvla import require_choice
 from .inputs_worldvla import require_range
-from .pixels_worldvla import convert_to_colours, convert_to_images, convert_to_rgb, resize_and_crop
-from .vqgan_worldvla import stride_of
+from .pixels_worldvla import (
+    choose_crop_size,
+    convert_to_colours,
+    convert_to_images,
+    convert_to_rgb,
+    list_crop_sizes,
+    resize_and_crop,
+)
+from .vqgan_worldvla import full_precision, require_full_precision, stride_of
+
+# Pixels that the VQ-GAN sees at once unless `slice_size` says otherwise: one image of 256 x 256 on a CPU, where more
+# at once are slower, and 16 of them elsewhere.
+_PIXELS_ON_CPU = 2**16
+_PIXELS_ELSEWHERE = 2**20
+_CROPS = ("fixed", "variable")
 
 
 class WorldVLAImageTokenizer:
@@ -28,7 +42,10 @@ class WorldVLAImageTokenizer:
         code_to_offset (`list[int]`, *optional*): position of each code among the image tokens, a permutation; without
             it the codes lie in order. Official weights need theirs.
         codes_per_grid_unit (`int`): the number of codes along a side must be a multiple of it.
-        slice_size (`int`): images that the VQ-GAN sees at once; bounds the memory.
+        slice_size (`int`, *optional*): images that the VQ-GAN sees at once; bounds the memory. By default as many as
+            have 2^16 pixels together on a CPU, 2^20 elsewhere, but at least one.
+        crop (`str`): `fixed` brings every image to `image_size`; `variable` keeps most of each image, in one of the
+            sizes of about that area (`list_crop_sizes`), so that sizes differ.
 
     Raises:
         ValueError: if sizes do not fit together or `code_to_offset` is no permutation.
@@ -42,24 +59,23 @@ class WorldVLAImageTokenizer:
         image_token_id_start: int = 4,
         code_to_offset: Sequence[int] | None = None,
         codes_per_grid_unit: int = 2,
-        slice_size: int = 16,
+        slice_size: int | None = None,
+        crop: str = "fixed",
     ) -> None:
+        require_choice("crop", crop, _CROPS)
+        if slice_size is not None and slice_size < 1:
+            raise ValueError(f"`slice_size` must be at least 1, got {slice_size}. Leave it out for the default.")
         self.image_size = check_image_size(image_size)
         self.num_image_tokens = num_image_tokens
         self.image_token_id_start = image_token_id_start
         self.codes_per_grid_unit = codes_per_grid_unit
         self.slice_size = slice_size
+        self.crop = crop
         self.code_to_offset = None if code_to_offset is None else [int(offset) for offset in code_to_offset]
-        self._offset_to_code: np.ndarray | None = None
-        if self.code_to_offset is not None:
-            if sorted(self.code_to_offset) != list(range(num_image_tokens)):
-                raise ValueError(
-                    f"`code_to_offset` must hold each of 0 ... {num_image_tokens - 1} once, got "
-                    f"{len(self.code_to_offset)} entries, {len(set(self.code_to_offset))} of them different."
-                )
-            self._offset_to_code = np.argsort(self.code_to_offset)
+        self._code_to_offset, self._offset_to_code = _invert(self.code_to_offset, num_image_tokens)
         self._load: Callable[[], Any] | None = None
         self._vq_model: Any = None
+        self._device: Any = None
         if isinstance(vq_model, torch.nn.Module):
             self._adopt(vq_model)
         elif callable(vq_model):
@@ -74,40 +90,54 @@ class WorldVLAImageTokenizer:
             self._adopt(self._load())
         return self._vq_model
 
-    def to(self, device: Any) -> "WorldVLAImageTokenizer":
-        """Move the VQ-GAN to a device. It stays in its own precision.
+    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> "WorldVLAImageTokenizer":
+        """Move the VQ-GAN to a device; weights that are not loaded yet will be loaded there.
 
         Args:
-            device (`str` or `torch.device`): where to.
+            device (`str` or `torch.device`, *optional*): where to.
+            dtype (`torch.dtype`, *optional*): float32 or float64.
 
         Returns:
             `WorldVLAImageTokenizer`: this one.
+
+        Raises:
+            ValueError: if the precision is lower than float32: it changes codes.
         """
-        self.vq_model.to(device)
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        if dtype is not None:
+            require_full_precision(dtype)
+            self.vq_model.to(dtype=dtype)
+        if device is not None:
+            self._device = device
+            if self._vq_model is not None:
+                self._vq_model.to(device)
         return self
 
-    def preprocess(self, images: Sequence[Any]) -> torch.Tensor:
+    def preprocess(self, images: Sequence[Any], generator: np.random.Generator | None = None) -> torch.Tensor:
         """Bring images to the size and the value range that the VQ-GAN sees.
 
         Args:
             images (list of images): see `convert_to_rgb` for what an image may be.
+            generator (`np.random.Generator`, *optional*): draws where to crop, for training. Without it, crops are
+                centred; evaluation never passes one.
 
         Returns:
             `torch.FloatTensor` of shape `(B, 3, H, W)`: colours in [-1, 1].
 
         Raises:
-            ValueError: if there is no image or one cannot be read as RGB.
+            ValueError: if there is no image, one cannot be read as RGB, or `crop="variable"` gave different sizes.
         """
-        if len(images) == 0:
-            raise ValueError("Expected at least one image, got an empty list. Pass `images=[image, ...]`.")
-        return convert_to_colours(np.stack([resize_and_crop(convert_to_rgb(i), self.image_size) for i in images]))
+        pixels = [self._crop_pixels(image, generator) for image in _require_some(images)]
+        _require_one_size([array.shape[:2] for array in pixels], "encode_each")
+        return convert_to_colours(np.stack(pixels))
 
-    @torch.no_grad()
-    def encode(self, images: Sequence[Any]) -> torch.Tensor:
-        """Turn images into VQ codes.
+    def encode(self, images: Sequence[Any], generator: np.random.Generator | None = None) -> torch.Tensor:
+        """Turn images of one size into VQ codes.
 
         Args:
             images (list of images): see `convert_to_rgb` for what an image may be.
+            generator (`np.random.Generator`, *optional*): see `preprocess`.
 
         Returns:
             `torch.LongTensor` of shape `(B, h, w)`, on the CPU: indices into the codebook.
@@ -115,10 +145,52 @@ class WorldVLAImageTokenizer:
         Raises:
             ValueError: as in `preprocess`.
         """
-        if len(images) == 0:
-            self.preprocess(images)
-        slices = range(0, len(images), self.slice_size)
-        return torch.cat([self._encode_slice(images[start : start + self.slice_size]) for start in slices])
+        codes = self.encode_each(images, generator)
+        _require_one_size([grid.shape for grid in codes], "encode_each")
+        return torch.stack(codes)
+
+    @torch.no_grad()
+    def encode_each(self, images: Sequence[Any], generator: np.random.Generator | None = None) -> list[torch.Tensor]:
+        """Turn images into VQ codes, each in its own size; images of one size go through the VQ-GAN together.
+
+        Args:
+            images (list of images): see `convert_to_rgb` for what an image may be.
+            generator (`np.random.Generator`, *optional*): see `preprocess`.
+
+        Returns:
+            `list[torch.LongTensor]`: B grids of shape `(h, w)`, on the CPU: indices into the codebook.
+
+        Raises:
+            ValueError: if there is no image or one cannot be read as RGB.
+        """
+        codes: dict[int, torch.Tensor] = {}
+        waiting: dict[tuple[int, ...], dict[int, np.ndarray]] = {}
+        for index, image in enumerate(_require_some(images)):
+            pixels = self._crop_pixels(image, generator)
+            alike = waiting.setdefault(pixels.shape[:2], {})
+            alike[index] = pixels
+            if len(alike) >= self.images_at_once(*pixels.shape[:2]):
+                codes.update(zip(alike, self._encode_slice(list(alike.values())), strict=True))
+                alike.clear()
+        for alike in waiting.values():
+            if alike:
+                codes.update(zip(alike, self._encode_slice(list(alike.values())), strict=True))
+        return [codes[index] for index in range(len(images))]
+
+    def images_at_once(self, height: int, width: int) -> int:
+        """How many images of a size the VQ-GAN sees at once.
+
+        Args:
+            height (`int`): pixels.
+            width (`int`): pixels.
+
+        Returns:
+            `int`: `slice_size` where it was given.
+        """
+        if self.slice_size is not None:
+            return self.slice_size
+        pixels = _PIXELS_ON_CPU if self.vq_model.device.type == "cpu" else _PIXELS_ELSEWHERE
+        return max(1, pixels // (height * width))
 
     @torch.no_grad()
     def decode(self, codes: Any) -> list[Image.Image]:
@@ -135,14 +207,17 @@ class WorldVLAImageTokenizer:
         """
         values = _as_integers(codes, "codes")
         require_range(values, 0, self.num_image_tokens, "VQ codes")
-        slices = range(0, len(values), self.slice_size)
-        return [image for start in slices for image in self._decode_slice(values[start : start + self.slice_size])]
+        stride = stride_of(self.vq_model)
+        at_once = self.images_at_once(values.shape[1] * stride, values.shape[2] * stride)
+        starts = range(0, len(values), at_once)
+        return [image for start in starts for image in self._decode_slice(values[start : start + at_once])]
 
-    def encode_to_ids(self, images: Sequence[Any]) -> torch.Tensor:
-        """Turn images into image token ids.
+    def encode_to_ids(self, images: Sequence[Any], generator: np.random.Generator | None = None) -> torch.Tensor:
+        """Turn images of one size into image token ids.
 
         Args:
             images (list of images): see `convert_to_rgb` for what an image may be.
+            generator (`np.random.Generator`, *optional*): see `preprocess`.
 
         Returns:
             `torch.LongTensor` of shape `(B, h, w)`, on the CPU: image token ids.
@@ -150,10 +225,24 @@ class WorldVLAImageTokenizer:
         Raises:
             ValueError: as in `preprocess`.
         """
-        codes = self.encode(images)
-        if self.code_to_offset is not None:
-            codes = torch.tensor(self.code_to_offset)[codes]
-        return codes + self.image_token_id_start
+        return self._to_ids(self.encode(images, generator))
+
+    def encode_each_to_ids(
+        self, images: Sequence[Any], generator: np.random.Generator | None = None
+    ) -> list[torch.Tensor]:
+        """Turn images into image token ids, each in its own size.
+
+        Args:
+            images (list of images): see `convert_to_rgb` for what an image may be.
+            generator (`np.random.Generator`, *optional*): see `preprocess`.
+
+        Returns:
+            `list[torch.LongTensor]`: B grids of shape `(h, w)`, on the CPU: image token ids.
+
+        Raises:
+            ValueError: if there is no image or one cannot be read as RGB.
+        """
+        return [self._to_ids(codes) for codes in self.encode_each(images, generator)]
 
     def decode_ids(self, token_ids: Any) -> list[Image.Image]:
         """Draw image token ids.
@@ -200,6 +289,7 @@ class WorldVLAImageTokenizer:
 
     def _adopt(self, vq_model: Any) -> None:
         """Take a VQ-GAN, if it fits the vocabulary and the image size."""
+        require_full_precision(vq_model.dtype)
         config, unit = vq_model.config, stride_of(vq_model) * self.codes_per_grid_unit
         if config.num_vq_embeddings != self.num_image_tokens:
             raise ValueError(
@@ -213,21 +303,36 @@ class WorldVLAImageTokenizer:
                 f"`image_size` must be multiples of {unit} pixels (stride {stride_of(vq_model)} x "
                 f"{self.codes_per_grid_unit} codes), got {self.image_size}."
             )
-        self._vq_model = vq_model
+        self._vq_model = vq_model if self._device is None else vq_model.to(self._device)
 
-    def _encode_slice(self, images: Sequence[Any]) -> torch.Tensor:
+    def _crop_pixels(self, image: Any, generator: np.random.Generator | None) -> np.ndarray:
+        """One image as bytes, in the size it is encoded in."""
+        pixels, size = convert_to_rgb(image), self.image_size
+        if self.crop == "variable":
+            unit = stride_of(self.vq_model) * self.codes_per_grid_unit
+            height, width = pixels.shape[:2]
+            size = choose_crop_size((height, width), list_crop_sizes(self.image_size, unit))
+        return resize_and_crop(pixels, size, generator)
+
+    def _to_ids(self, codes: torch.Tensor) -> torch.Tensor:
+        return (codes if self._code_to_offset is None else self._code_to_offset[codes]) + self.image_token_id_start
+
+    def _encode_slice(self, pixels: list[np.ndarray]) -> torch.Tensor:
+        """Codes (B, h, w) of pixels of one size."""
         vq_model = self.vq_model
-        colours = self.preprocess(images).to(device=vq_model.device, dtype=vq_model.dtype)
-        with torch.autocast(vq_model.device.type, enabled=False):
+        require_full_precision(vq_model.dtype)
+        colours = convert_to_colours(np.stack(pixels)).to(device=vq_model.device, dtype=vq_model.dtype)
+        with full_precision(vq_model.device.type):
             latents = vq_model.encode(colours).latents
             indices = vq_model.quantize(latents)[2][2]
-        return indices.reshape(len(images), *latents.shape[-2:]).long().cpu()
+        return indices.reshape(len(pixels), *latents.shape[-2:]).long().cpu()
 
     def _decode_slice(self, codes: np.ndarray) -> list[Image.Image]:
         vq_model = self.vq_model
+        require_full_precision(vq_model.dtype)
         shape = (*codes.shape, vq_model.quantize.embedding.embedding_dim)
         flat = torch.from_numpy(codes.reshape(-1)).to(vq_model.device)
-        with torch.autocast(vq_model.device.type, enabled=False):
+        with full_precision(vq_model.device.type):
             colours = vq_model.decode(flat, force_not_quantize=True, shape=shape).sample
         return convert_to_images(colours)
 
@@ -248,6 +353,34 @@ def check_image_size(image_size: Sequence[int]) -> tuple[int, int]:
     if len(values) != 2 or not all(isinstance(side, int) and side > 0 for side in values):
         raise ValueError(f"`image_size` must be (height, width) in pixels, got {image_size!r}.")
     return values[0], values[1]
+
+
+def _invert(order: list[int] | None, count: int) -> tuple[torch.Tensor | None, np.ndarray | None]:
+    """A permutation as a tensor, and its inverse; neither where the codes lie in order."""
+    if order is None:
+        return None, None
+    if sorted(order) != list(range(count)):
+        raise ValueError(
+            f"`code_to_offset` must hold each of 0 ... {count - 1} once, got {len(order)} entries, {len(set(order))} "
+            "of them different."
+        )
+    return torch.tensor(order), np.argsort(order)
+
+
+def _require_some(images: Sequence[Any]) -> Sequence[Any]:
+    """Refuse an empty list."""
+    if len(images) == 0:
+        raise ValueError("Expected at least one image, got an empty list. Pass `images=[image, ...]`.")
+    return images
+
+
+def _require_one_size(sizes: list[Any], instead: str) -> None:
+    """Refuse sizes that do not fit into one tensor."""
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"Images of different sizes do not fit into one tensor, got {sorted({tuple(size) for size in sizes})}. "
+            f'Use `{instead}`, or `crop="fixed"`.'
+        )
 
 
 def _as_integers(values: Any, what: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 Shapes: `H, W` pixels, `C` channels (1 grey, 3 RGB, 4 RGBA), `B` batch.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,23 +46,30 @@ def convert_to_rgb(image: Any) -> np.ndarray:
     return _convert_array(pixels)
 
 
-def resize_and_crop(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bring pixels to a size: shrink or grow until they cover it, then cut the centre out.
+def resize_and_crop(
+    pixels: np.ndarray, size: tuple[int, int], generator: np.random.Generator | None = None
+) -> np.ndarray:
+    """Bring pixels to a size: shrink or grow until they cover it, then cut a part of that size out.
 
     Args:
         pixels (`np.ndarray` of uint8, shape `(H, W, 3)`): the image.
         size (`tuple[int, int]`): wanted height and width.
+        generator (`np.random.Generator`, *optional*): draws where to cut, for training; without it the centre is cut.
 
     Returns:
         `np.ndarray` of uint8, shape `(*size, 3)`: the image in that size.
 
     References:
-        Filters and rounding of the official code, whose crop is at a random place; ours is centred.
+        Filters and rounding of the official code, whose crop is always at a random place; ours is centred.
     """
     if pixels.shape[:2] == tuple(size):
         return pixels
     covering = resize_to_cover(pixels, size)
-    top, left = (covering.shape[0] - size[0]) // 2, (covering.shape[1] - size[1]) // 2
+    spare = (covering.shape[0] - size[0], covering.shape[1] - size[1])
+    if generator is None:
+        top, left = spare[0] // 2, spare[1] // 2
+    else:
+        top, left = (int(generator.integers(0, room, endpoint=True)) for room in spare)
     return np.ascontiguousarray(covering[top : top + size[0], left : left + size[1]])
 
 
@@ -84,6 +92,51 @@ def resize_to_cover(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(image)
 
 
+def list_crop_sizes(image_size: tuple[int, int], unit: int, max_aspect: float = 4.0) -> list[tuple[int, int]]:
+    """Sizes that images of any shape may be cut to, all of nearly the same area.
+
+    Args:
+        image_size (`tuple[int, int]`): height and width in pixels; only their product counts.
+        unit (`int`): sides are multiples of it, in pixels.
+        max_aspect (`float`): longer side over shorter side.
+
+    Returns:
+        `list[tuple[int, int]]`: heights and widths, from the widest to the tallest: for every width the heights that
+        fit into the area and not into that of the next larger width.
+
+    References:
+        The list of the official code, docs/fidelity.md.
+    """
+    area = (image_size[0] // unit) * (image_size[1] // unit)
+    return [
+        (unit * height, unit * width)
+        for width in range(area, 0, -1)
+        for height in range(max(1, area // (width + 1)), area // width + 1)
+        if max(width, height) <= max_aspect * min(width, height)
+    ]
+
+
+def choose_crop_size(size: tuple[int, int], crop_sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The crop size that loses least of an image; among equals, the widest.
+
+    Args:
+        size (`tuple[int, int]`): height and width of the image.
+        crop_sizes (list of `tuple[int, int]`): heights and widths to choose from.
+
+    Returns:
+        `tuple[int, int]`: one of them.
+
+    References:
+        The rule of the official code: the smaller over the larger of the two scales, docs/fidelity.md.
+    """
+
+    def kept(crop_size: tuple[int, int]) -> tuple[float, int, int]:
+        scales = crop_size[1] / size[1], crop_size[0] / size[0]
+        return min(scales) / max(scales), crop_size[1], crop_size[0]
+
+    return max(crop_sizes, key=kept)
+
+
 def convert_to_colours(pixels: np.ndarray) -> torch.Tensor:
     """Bytes to the values that the VQ-GAN sees.
 
@@ -91,9 +144,10 @@ def convert_to_colours(pixels: np.ndarray) -> torch.Tensor:
         pixels (`np.ndarray` of uint8, shape `(B, H, W, 3)`): images.
 
     Returns:
-        `torch.FloatTensor` of shape `(B, 3, H, W)`: colours in [-1, 1].
+        `torch.FloatTensor` of shape `(B, 3, H, W)`: colours in [-1, 1]. Channels lie last in memory, which is what
+        convolutions on the CPU like best.
     """
-    return torch.from_numpy(_BYTE_TO_COLOUR[pixels]).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(np.take(_BYTE_TO_COLOUR, pixels)).permute(0, 3, 1, 2)
 
 
 def convert_to_images(colours: torch.Tensor) -> list[Image.Image]:
