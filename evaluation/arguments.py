@@ -51,6 +51,49 @@ class ImagineArguments:
             raise ValueError(f"`--episode` and `--start` count from 0, got {self.episode} and {self.start}.")
 
 
+@dataclass
+class ReconstructArguments:
+    """Options of `evaluation/reconstruct.py`: how well a VQ-GAN draws again what it sees."""
+
+    vq_model: str = field(
+        metadata={"help": "The VQ-GAN: its own folder, or a folder or Hub id that holds it in `vq_model/`."}
+    )
+    output_dir: str = field(metadata={"help": "Folder for report.md, results.json and pictures.png."})
+    demonstrations: list[str] = field(
+        default_factory=list, metadata={"help": "HDF5 files or folders of demonstrations."}
+    )
+    images: list[str] = field(default_factory=list, metadata={"help": "Folders of images."})
+    cameras: list[str] = field(
+        default_factory=lambda: ["agentview"], metadata={"help": "Cameras of the demonstrations: agentview, wrist."}
+    )
+    frames: int = field(default=500, metadata={"help": "Pictures in all, spread over episodes, cameras and images."})
+    metrics: list[str] = field(
+        default_factory=lambda: ["psnr", "ssim"],
+        metadata={"help": "Any of psnr, ssim (run anywhere), lpips, rfid (need torchvision and weights)."},
+    )
+    regions: list[str] = field(
+        default_factory=list, metadata={"help": "Measure inside these too: segmentation, saliency, faces."}
+    )
+    image_size: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Height and width, or one number for both; by default the first picture's."},
+    )
+    batch_size: int = field(default=16, metadata={"help": "Pictures that the VQ-GAN sees at once."})
+    shown: int = field(default=8, metadata={"help": "Pictures in pictures.png."})
+    seed: int = field(default=0, metadata={"help": "Seed of the choice of pictures."})
+    device: str = field(default="cpu", metadata={"help": "torch device."})
+
+    def __post_init__(self) -> None:
+        """Check every option before anything is loaded."""
+        require_positive(self, "frames", "batch_size", "shown")
+        if not self.demonstrations and not self.images:
+            raise ValueError("There is nothing to reconstruct. Give `--demonstrations`, `--images` or both.")
+        if len(self.image_size) > 2 or any(side <= 0 for side in self.image_size):
+            raise ValueError(f"`--image_size` is one or two numbers larger than 0, got {self.image_size}.")
+        if not set(self.metrics) - {"rfid"}:
+            raise ValueError("`--metrics` needs one that compares picture by picture, such as `psnr`.")
+
+
 def require_positive(arguments: Any, *names: str) -> None:
     """Refuse options that must be larger than zero and are not; None stands for a default.
 

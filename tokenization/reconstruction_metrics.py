@@ -225,13 +225,13 @@ def ssim(pictures: np.ndarray, reference: np.ndarray, masks: np.ndarray | None =
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     _, similarity = structural_similarity_index_measure(
-        _to_tensor(pictures).double(),
-        _to_tensor(reference).double(),
+        _to_tensor(pictures).float(),
+        _to_tensor(reference).float(),
         data_range=255.0,
         reduction="none",
         return_full_image=True,
     )
-    return _mean(similarity.mean(dim=1).numpy(), masks)
+    return _mean(similarity.mean(dim=1).double().numpy(), masks)
 
 
 def codebook_perplexity(counts: np.ndarray) -> float:
