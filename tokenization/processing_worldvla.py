@@ -45,6 +45,8 @@ class WorldVLAProcessor(ProcessorCodecs):
         action_limits (`dict`, *optional*): data set name to `{"low": [...], "high": [...]}`, in its own units.
         binning (`str`): `uniform` (the paper) or `official` (official weights), see `WorldVLAActionTokenizer`.
         image_size (`tuple[int, int]`): height and width that images are brought to, in pixels.
+        crop (`str`): `fixed` brings every image to `image_size`; `variable` keeps each one's own shape, at about that
+            area, as official weights were trained.
         code_to_offset (`list[int]`, *optional*): position of each VQ code among the image tokens.
         policy_prompt (`str`): wording of the policy's prompt.
         world_model_prompt (`str`): wording of the world model's prompt: `training`, `paper` or `evaluation`.
@@ -65,6 +67,7 @@ class WorldVLAProcessor(ProcessorCodecs):
         policy_prompt: str = "training",
         world_model_prompt: str = "training",
         vq_model: Any = None,
+        crop: str = "fixed",
         chat_template: Any = None,
     ) -> None:
         super().__init__(tokenizer, chat_template=chat_template)
@@ -75,6 +78,7 @@ class WorldVLAProcessor(ProcessorCodecs):
         require_choice("world_model prompt", world_model_prompt, PROMPTS["world_model"])
         self.vocabulary = vocabulary
         self.image_size = check_image_size(image_size)
+        self.crop = crop
         self.code_to_offset = None if code_to_offset is None else [int(offset) for offset in code_to_offset]
         self.policy_prompt = policy_prompt
         self.world_model_prompt = world_model_prompt
@@ -220,6 +224,7 @@ class WorldVLAProcessor(ProcessorCodecs):
             "action_limits": copy.deepcopy(self.action_limits),
             "binning": self.binning,
             "image_size": list(self.image_size),
+            "crop": self.crop,
             "code_to_offset": self.code_to_offset,
             "policy_prompt": self.policy_prompt,
             "world_model_prompt": self.world_model_prompt,

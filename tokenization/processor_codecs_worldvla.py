@@ -31,6 +31,7 @@ class ProcessorCodecs(ProcessorFolder):
     tokenizer: PreTrainedTokenizerFast
     vocabulary: VocabularyLayout
     image_size: tuple[int, int]
+    crop: str
     code_to_offset: list[int] | None
     image_tokenizer: WorldVLAImageTokenizer | None
     action_tokenizer: WorldVLAActionTokenizer | None
@@ -43,14 +44,14 @@ class ProcessorCodecs(ProcessorFolder):
             images (list of images): see `__call__`.
 
         Returns:
-            `torch.LongTensor` of shape `(B, h, w)`: image token ids; where images have different sizes in tokens, a
-            list of B tensors of shape `(h, w)`.
+            `torch.LongTensor` of shape `(B, h, w)`: image token ids; with `crop="variable"`, or token ids of different
+            sizes, a list of B tensors of shape `(h, w)`.
 
         Raises:
             ValueError: if there is no image or one cannot be read as RGB.
         """
         (grids,) = self._tokenize_images([list_images(images)])
-        if len({grid.shape for grid in grids}) > 1:
+        if self.crop == "variable" or len({grid.shape for grid in grids}) > 1:
             return [torch.from_numpy(grid) for grid in grids]
         return torch.from_numpy(np.stack(grids))
 
@@ -181,16 +182,20 @@ class ProcessorCodecs(ProcessorFolder):
         """The VQ-GAN; its weights are loaded when first asked for."""
         return self._require_images().vq_model
 
-    def to(self: _Codecs, device: Any) -> _Codecs:
+    def to(self: _Codecs, device: Any = None, dtype: torch.dtype | None = None) -> _Codecs:
         """Move the VQ-GAN to a device.
 
         Args:
-            device (`str` or `torch.device`): where to.
+            device (`str` or `torch.device`, *optional*): where to.
+            dtype (`torch.dtype`, *optional*): float32 or float64.
 
         Returns:
             the processor itself.
+
+        Raises:
+            ValueError: if there is no VQ-GAN, or the precision is lower than float32: it changes codes.
         """
-        self._require_images().to(device)
+        self._require_images().to(device, dtype)
         return self
 
     def _tokenize_actions(self, actions: Any, role: str, dataset_name: str | None) -> np.ndarray:
@@ -212,7 +217,7 @@ class ProcessorCodecs(ProcessorFolder):
         flat = [image for sample in samples for image in sample]
         pixels = [index for index, image in enumerate(flat) if not is_tokenized(image)]
         if pixels:
-            encoded = self._require_images().encode_to_ids([flat[index] for index in pixels])
+            encoded = self._require_images().encode_each_to_ids([flat[index] for index in pixels])
             for index, ids in zip(pixels, encoded, strict=True):
                 flat[index] = ids
         start = self.vocabulary.image_token_id_start
@@ -243,6 +248,7 @@ class ProcessorCodecs(ProcessorFolder):
             self.vocabulary.image_token_id_start,
             self.code_to_offset,
             self.vocabulary.codes_per_grid_unit,
+            crop=self.crop,
         )
 
     def _require_images(self) -> WorldVLAImageTokenizer:

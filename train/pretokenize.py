@@ -152,12 +152,17 @@ def build_processor(
         `WorldVLAProcessor`: complete, with limits under `arguments.dataset_name`.
 
     Raises:
-        ValueError: if the processor that was asked for has no limits of that name.
+        ValueError: if the processor that was asked for has no limits of that name, or crops to several sizes.
     """
     if arguments.processor is not None:
         processor = WorldVLAProcessor.from_pretrained(arguments.processor)
         limits = processor.action_tokenizer.limits  # type: ignore[union-attr]
         require_choice("data set", arguments.dataset_name, list(limits))
+        if processor.crop != "fixed":
+            raise ValueError(
+                f"A data set of tokens holds images of one size, but the processor has `crop={processor.crop!r}`. "
+                'Load it with `from_pretrained(folder, crop="fixed")` and save it for training.'
+            )
         return processor
     vq_model = load_vq_model(str(arguments.vq_model))
     layout = VocabularyLayout.compact(vq_model.config.num_vq_embeddings, arguments.num_text_tokens)

@@ -17,13 +17,13 @@ def model(make_model):
 @pytest.fixture
 def encoded(processor, monkeypatch):
     """The images that go through the VQ-GAN, in order."""
-    images, encode = [], processor.image_tokenizer.encode
+    images, encode = [], processor.image_tokenizer.encode_each
 
-    def record(batch):
+    def record(batch, *options):
         images.extend(batch)
-        return encode(batch)
+        return encode(batch, *options)
 
-    monkeypatch.setattr(processor.image_tokenizer, "encode", record)
+    monkeypatch.setattr(processor.image_tokenizer, "encode_each", record)
     return images
 
 

@@ -106,6 +106,25 @@ def test_images_of_different_sizes_are_kept_apart(processor, layout, frames):
         processor.decode_images([grids[0], np.full((2, 2), 70)])
 
 
+def test_every_image_may_keep_its_own_shape(tokenizer, layout, vq_model, tmp_path):
+    settings = {"action_limits": {"libero": LIBERO_ACTION_LIMITS}, "vq_model": vq_model}
+    processor = WorldVLAProcessor(tokenizer, layout, **settings, image_size=(64, 64), crop="variable")
+    seed = np.random.default_rng(0)
+    images = [seed.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((64, 64), (32, 128), (128, 32))]
+    grids = processor.encode_images(images)
+    assert [tuple(grid.shape) for grid in grids] == [(4, 4), (2, 8), (8, 2)]
+    assert isinstance(processor.encode_images(images[:1]), list)  # whatever the images, one kind of answer
+    ids = processor(images=images, text=TASK)["input_ids"][0]
+    found = [part for part in processor.parse(ids) if hasattr(part, "grid")]
+    assert [part.grid.tolist() for part in found] == [grid.tolist() for grid in grids]
+    assert [picture.size for picture in processor.decode_images(grids)] == [(64, 64), (128, 32), (32, 128)]
+    processor.save_pretrained(tmp_path)
+    loaded = WorldVLAProcessor.from_pretrained(tmp_path)
+    assert loaded.crop == "variable" and torch.equal(loaded(images=images, text=TASK)["input_ids"][0], ids)
+    with pytest.raises(ValueError, match="Unknown crop `variabel`.*Did you mean `variable`?"):
+        WorldVLAProcessor(tokenizer, layout, **settings, image_size=(64, 64), crop="variabel")
+
+
 def test_build_sample_continues_the_prompt(processor, layout, frames):
     prompt = processor(images=list(frames[:2]), text=TASK, return_tensors=None)["input_ids"][0]
     sample = processor.build_sample(list(frames[:2]), text=TASK, actions=ACTIONS)

@@ -50,6 +50,13 @@ def test_a_data_set_without_limits_is_refused_before_anything_is_encoded(process
         build_processor(arguments, [], [])
 
 
+def test_images_of_several_sizes_are_refused_before_anything_is_encoded(processor, monkeypatch):
+    monkeypatch.setattr(train.pretokenize.WorldVLAProcessor, "from_pretrained", lambda _: processor)
+    monkeypatch.setattr(processor, "crop", "variable")
+    with pytest.raises(ValueError, match="images of one size, but the processor has `crop='variable'`. Load it with"):
+        build_processor(PretokenizeArguments(**ARGUMENTS, processor="processor"), [], [])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
