@@ -24,7 +24,7 @@ LIBERO_INSTRUCTIONS = Path(__file__).parent / "text_tokenizer" / "libero_instruc
 _SWORD_BLOCK = struct.Struct("<III")  # offset, length, length when unpacked
 # Foot notes and headings stand in the middle of a sentence; all other marks surround text.
 _NO_TEXT = re.compile(r"<(note|title)\b.*?</\1>", flags=re.DOTALL)
-_NEW_LINE = re.compile(r"<(?:verse|div|chapter)\b[^>]*>")
+_VERSE_BEGINS = re.compile(r"<(?:verse|div|chapter)\b[^>]*>")
 _MARK = re.compile(r"<[^>]*>")
 _SPACE_BEFORE_SIGN = re.compile(r"\s+(?=[,.;:?!])")
 
@@ -133,9 +133,9 @@ def _read_sword(contents: list[bytes]) -> Iterator[str]:
             if not length:
                 continue
             marked = zlib.decompress(blocks[offset : offset + length]).decode("utf-8")
-            plain = _MARK.sub("", _NEW_LINE.sub("\n", _NO_TEXT.sub(" ", marked)))
-            for line in html.unescape(plain).split("\n"):
-                yield _SPACE_BEFORE_SIGN.sub("", " ".join(line.split()))
+            for verse in _VERSE_BEGINS.split(_NO_TEXT.sub(" ", marked)):
+                words = html.unescape(_MARK.sub("", verse)).split()
+                yield _SPACE_BEFORE_SIGN.sub("", " ".join(words))
 
 
 def _read_paragraphs(contents: list[bytes]) -> Iterator[str]:

@@ -74,8 +74,8 @@ def isolate_text(table: Table, layout: VocabularyLayout) -> Table:
         layout (`VocabularyLayout`): what the table's ids mean.
 
     Returns:
-        `dict`: the same table with all entries in `model.vocab`, without added tokens, without merges to names of the
-        layout, and without a post-processor, which would add special tokens to every text.
+        `dict`: the same table with all entries in `model.vocab`, without added tokens, without merges to them or to
+        names of the layout, and without a post-processor, which would add special tokens to every text.
 
     Raises:
         ValueError: if the table's size, or an entry's id, is not what the layout says.
@@ -85,7 +85,8 @@ def isolate_text(table: Table, layout: VocabularyLayout) -> Table:
     _check_size(vocabulary, layout)
     _check_names(vocabulary, layout)
     model["vocab"] = dict(sorted(vocabulary.items(), key=lambda entry: entry[1]))
-    model["merges"] = _merges_to_text(read_merges(model), vocabulary, layout)
+    not_text = {*layout.token_names(), *(token["content"] for token in table.get("added_tokens") or [])}
+    model["merges"] = _merges_to_text(drop_merges_to(not_text, read_merges(model)), vocabulary, layout)
     model["ignore_merges"] = False  # would look whole words up in the table, names of entries among them
     model["dropout"] = None
     keep = {key: table.get(key) for key in ("version", "normalizer", "pre_tokenizer", "decoder")}
@@ -207,15 +208,14 @@ def _check_names(vocabulary: dict[str, int], layout: VocabularyLayout) -> None:
 
 
 def _merges_to_text(merges: list[Merge], vocabulary: dict[str, int], layout: VocabularyLayout) -> list[Merge]:
-    """The merges that stay among the text entries; what else they lead to may only be a name of the layout."""
-    kept = drop_merges_to(set(layout.token_names()), merges)
-    for left, right in kept:
+    """The merges, all of which must lead to text entries."""
+    for left, right in merges:
         product = left + right
         if product not in vocabulary:
             raise ValueError(f"The text tokenizer merges to `{product}`, which has no entry. Get the file again.")
         if vocabulary[product] < layout.text_token_id_start:
             raise ValueError(_below_text(product, vocabulary[product], layout))
-    return kept
+    return merges
 
 
 def _below_text(entry: str, token_id: int, layout: VocabularyLayout) -> str:
