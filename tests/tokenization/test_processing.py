@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_worldvla import WorldVLAConfig
+from modeling_worldvla import WorldVLAConfig, WorldVLAForCausalLM
 from tokenization import LIBERO_ACTION_LIMITS, VocabularyLayout, WorldVLAProcessor
 
 from .conftest import CORPUS, make_vq_model
@@ -167,6 +167,29 @@ def test_commands_in_half_precision_are_read(processor, frames):
     commands = torch.from_numpy(ACTIONS[:1]).bfloat16()
     ids = processor(images=[frames[0]], actions=commands, role="world_model")["input_ids"]
     assert torch.equal(ids, processor(images=[frames[0]], actions=commands.float(), role="world_model")["input_ids"])
+
+
+@pytest.mark.parametrize("separator", ["after_history", "after_text"])
+def test_a_model_answers_a_prompt_with_past_actions(processor, layout, frames, separator):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = WorldVLAConfig(**processor.model_config(), **sizes, num_key_value_heads=2, max_position_embeddings=512)
+    model = WorldVLAForCausalLM(config).eval()
+    grids = list(processor.encode_images(list(frames[:3])))
+    past = {"history_actions": ACTIONS[:2], "separator": separator}
+    inputs = processor(images=grids, text=TASK, **past)
+    chunk = model.predict_action_chunk(**inputs, chunk_size=3)
+    # Each bin is the likeliest given all before it, as in a training sample: what the model saw is what it learns.
+    sample = processor.build_sample(grids, TASK, chunk[0].numpy(), **past)["input_ids"]
+    logits = model(input_ids=torch.tensor([sample])).logits[0, :-1]
+    start, end = layout.action_token_id_start, layout.action_token_id_start + layout.num_action_tokens
+    likeliest = logits[:, start:end].argmax(dim=-1) + start
+    answer = slice(inputs["input_ids"].shape[1] - 1, -1)
+    assert torch.equal(likeliest[answer].reshape(3, 9)[:, 1:8], chunk[0])
+    batch = processor(
+        images=[grids[:1], grids], text=["a", TASK], history_actions=[None, ACTIONS[:2]], separator=separator
+    )
+    assert torch.equal(model.predict_action_chunk(**batch, chunk_size=3)[1], chunk[0])
 
 
 def test_it_survives_pickle_and_copy(processor, frames):
