@@ -144,10 +144,11 @@ def convert_to_colours(pixels: np.ndarray) -> torch.Tensor:
         pixels (`np.ndarray` of uint8, shape `(B, H, W, 3)`): images.
 
     Returns:
-        `torch.FloatTensor` of shape `(B, 3, H, W)`: colours in [-1, 1]. Channels lie last in memory, which is what
-        convolutions on the CPU like best.
+        `torch.FloatTensor` of shape `(B, 3, H, W)`: colours in [-1, 1]. Channels first in memory too: with channels
+        last the CPU is a tenth faster, but its group norm is a hundred times less exact, which changes codes.
     """
-    return torch.from_numpy(np.take(_BYTE_TO_COLOUR, pixels)).permute(0, 3, 1, 2)
+    channels_first = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+    return torch.from_numpy(np.take(_BYTE_TO_COLOUR, channels_first))
 
 
 def convert_to_images(colours: torch.Tensor) -> list[Image.Image]:
