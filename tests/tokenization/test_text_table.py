@@ -50,6 +50,13 @@ def test_added_tokens_and_merges_to_them_are_cut(table):
     assert isolated["added_tokens"] == [] and isolated["model"]["merges"][-1] == ("<", "e")
 
 
+def test_merges_to_image_tokens_are_cut(table):
+    merges = list(table["model"]["merges"])
+    table["model"]["vocab"]["IMGIMGA"] = table["model"]["vocab"].pop(f"<reserved_text{LAYOUT.vocab_size - 1}>")
+    table["model"]["merges"] += [["IMGIMGA", "Z"], ["IMGIMGAZ", "Z"]]
+    assert isolate_text(table, LAYOUT)["model"]["merges"] == merges
+
+
 def test_older_files_write_merges_as_strings(table):
     expected = table["model"]["merges"]
     table["model"]["merges"] = [" ".join(merge) for merge in expected]
