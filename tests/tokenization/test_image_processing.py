@@ -1,13 +1,23 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import VQModel
 from PIL import Image
 
 from tokenization import WorldVLAImageTokenizer, load_vq_model, vq_model_config
-from tokenization.pixels_worldvla import convert_to_colours, convert_to_images, convert_to_rgb, resize_and_crop
-from tokenization.vqgan_worldvla import stride_of
+from tokenization.pixels_worldvla import (
+    choose_crop_size,
+    convert_to_colours,
+    convert_to_images,
+    convert_to_rgb,
+    list_crop_sizes,
+    resize_and_crop,
+)
+from tokenization.vqgan_worldvla import full_precision, stride_of
 
 from .conftest import make_vq_model
+
+NUM_CHAMELEON_WEIGHTS = 68_718_467
 
 
 def make(vq_model, **arguments):
@@ -54,6 +64,25 @@ def test_the_crop_is_centred():
     assert resize_and_crop(pixels, (32, 32)).min() == 255
 
 
+def test_the_random_crop_needs_a_generator_and_follows_it(vq_model):
+    pixels = np.repeat(np.arange(96, dtype=np.uint8)[None, :, None], 32, axis=0).repeat(3, axis=2)
+    places = [resize_and_crop(pixels, (32, 32), np.random.default_rng(seed))[0, 0, 0] for seed in range(1000)]
+    assert set(places) == set(range(65))
+    assert resize_and_crop(pixels, (32, 32))[0, 0, 0] == 32
+    tokenizer = make(vq_model, image_size=(32, 32))
+    drawn = [tokenizer.preprocess([pixels] * 2, np.random.default_rng(3)) for _ in range(2)]
+    assert torch.equal(*drawn) and not torch.equal(drawn[0][0], drawn[0][1])
+    assert torch.equal(*tokenizer.preprocess([pixels] * 2))
+
+
+def test_crop_sizes_fit_into_the_area_and_choose_the_shape():
+    sizes = list_crop_sizes((128, 128), 32)
+    assert (128, 128) in sizes and all(h * w <= 128**2 and max(h, w) <= 4 * min(h, w) for h, w in sizes)
+    assert choose_crop_size((480, 480), sizes) == (128, 128)
+    assert choose_crop_size((100, 400), sizes) == (64, 256)
+    assert choose_crop_size((400, 100), sizes) == (256, 64)
+
+
 def test_shrinking_averages():
     board = np.indices((128, 128)).sum(axis=0) % 2 * np.uint8(255)
     shrunk = resize_and_crop(np.stack([board] * 3, axis=-1).astype(np.uint8), (32, 32))
@@ -93,6 +122,79 @@ def test_slices_change_nothing(vq_model, frames):
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
 
 
+@pytest.mark.parametrize("size", [(32, 96), (96, 32), (64, 160)])
+def test_any_multiple_of_the_unit_is_a_size(vq_model, frames, size):
+    tokenizer = make(vq_model, image_size=size)
+    codes = tokenizer.encode(list(frames))
+    assert codes.shape == (4, size[0] // 16, size[1] // 16)
+    assert tokenizer.decode(codes)[0].size == size[::-1]
+
+
+def test_images_of_different_shapes_keep_theirs(vq_model):
+    draw = np.random.default_rng(5)
+    images = [
+        draw.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in [(64, 64), (40, 160), (64, 64), (120, 30)]
+    ]
+    variable = make(vq_model, image_size=(64, 64), crop="variable", slice_size=2)
+    codes = variable.encode_each(images)
+    assert [tuple(grid.shape) for grid in codes] == [(4, 4), (2, 8), (4, 4), (8, 2)]
+    fixed = make(vq_model, image_size=(64, 64))
+    assert torch.equal(torch.stack([codes[0], codes[2]]), fixed.encode([images[0], images[2]]))
+    assert torch.equal(codes[1], make(vq_model, image_size=(32, 128)).encode([images[1]])[0])
+    assert [ids.shape for ids in variable.encode_each_to_ids(images)] == [grid.shape for grid in codes]
+    assert torch.equal(variable.encode(images[:1]), codes[0][None])
+    with pytest.raises(ValueError, match=r"sizes do not fit .* \[\(2, 8\), \(4, 4\), \(8, 2\)\]. Use `encode_each`"):
+        variable.encode(images)
+    with pytest.raises(ValueError, match="different sizes do not fit into one tensor"):
+        variable.preprocess(images)
+
+
+def test_slices_bound_what_the_vqgan_sees(vq_model, frames, monkeypatch):
+    seen, encode = [], vq_model.encode
+    monkeypatch.setattr(vq_model, "encode", lambda colours: seen.append(tuple(colours.shape)) or encode(colours))
+    make(vq_model, slice_size=3).encode(list(frames))
+    assert seen == [(3, 3, 64, 32), (1, 3, 64, 32)]
+    tokenizer = make(vq_model)
+    assert [tokenizer.images_at_once(*size) for size in [(128, 128), (256, 256), (512, 512)]] == [4, 1, 1]
+
+
+def test_half_precision_is_refused(frames):
+    tokenizer = make(make_vq_model())
+    for move in (lambda: tokenizer.to(torch.float16), lambda: tokenizer.to("cpu", dtype=torch.bfloat16)):
+        with pytest.raises(
+            ValueError, match=r"VQ-GAN stays in float32, .* changes the codes of images; got torch\.\w*"
+        ):
+            move()
+    assert tokenizer.vq_model.dtype == torch.float32
+    tokenizer.vq_model.half()
+    for use in (lambda: tokenizer.encode(list(frames)), lambda: tokenizer.decode(np.zeros((1, 4, 2), int))):
+        with pytest.raises(ValueError, match=r"got torch\.float16"):
+            use()
+    with pytest.raises(ValueError, match=r"got torch\.bfloat16"):
+        make(make_vq_model().bfloat16())
+
+
+def test_double_precision_gives_the_same_codes(frames):
+    tokenizer = make(make_vq_model())
+    codes = tokenizer.encode(list(frames))
+    assert torch.equal(tokenizer.to(dtype=torch.float64).encode(list(frames)), codes)
+    assert tokenizer.vq_model.dtype == torch.float64
+
+
+def test_settings_of_torch_do_not_change_codes_and_are_put_back(vq_model, frames):
+    expected, before = make(vq_model).encode(list(frames)), torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        settings = torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+        with full_precision("cpu"):
+            assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "ieee"
+        assert settings == (torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision)
+        assert torch.equal(make(vq_model).encode(list(frames)), expected)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_half_precision_around_it_does_not_change_codes(vq_model, frames):
     tokenizer = make(vq_model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -122,6 +224,23 @@ def test_presets():
     assert stride_of(make_vq_model()) == 16
     with pytest.raises(ValueError, match="Unknown VQ-GAN preset `tiny-12`.*Did you mean `tiny-128`?"):
         vq_model_config("tiny-12")
+
+
+def test_the_chameleon_preset_is_the_official_vqgan():
+    with torch.device("meta"):
+        vq_model = VQModel(**vq_model_config("chameleon"))
+    assert sum(weight.numel() for weight in vq_model.parameters()) == NUM_CHAMELEON_WEIGHTS
+    assert stride_of(vq_model) == 16
+    assert tuple(vq_model.quantize.embedding.weight.shape) == (8192, 256)
+
+
+def test_a_move_before_loading_is_remembered(frames):
+    calls = []
+    tokenizer = make(lambda: calls.append(1) or make_vq_model()).to("meta")
+    assert not calls
+    assert tokenizer.vq_model.device.type == "meta" and calls == [1]
+    with pytest.raises(ValueError, match="stays in float32"):
+        tokenizer.to(torch.float16)
 
 
 def test_weights_load_when_first_needed(vq_model, frames, tmp_path):
@@ -175,5 +294,9 @@ def test_other_mistakes_are_refused(vq_model):
         make(vq_model, image_size=64)
     with pytest.raises(ValueError, match="hold each of 0 ... 63 once, got 2 entries"):
         make(vq_model, code_to_offset=[1, 1])
+    with pytest.raises(ValueError, match="`slice_size` must be at least 1, got 0"):
+        make(vq_model, slice_size=0)
+    with pytest.raises(ValueError, match="Unknown crop `centred`. Choose one of: `fixed`, `variable`"):
+        make(vq_model, crop="centred")
     with pytest.raises(ValueError, match="must be a diffusers `VQModel`, got str"):
         make("vq_model")
