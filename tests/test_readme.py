@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.arguments import ImagineArguments, RolloutArguments
+from evaluation.arguments import ImagineArguments, ReconstructArguments, RolloutArguments
 from evaluation.arguments import parse_arguments as parse_evaluation
 from evaluation.record_demonstrations import RecordingArguments
 from train.arguments import (
@@ -26,6 +26,7 @@ CLASSES = {
     "evaluation/record_demonstrations.py": RecordingArguments,
     "evaluation/run.py": RolloutArguments,
     "evaluation/imagine.py": ImagineArguments,
+    "evaluation/reconstruct.py": ReconstructArguments,
 }
 COMMAND = re.compile(r"^(?:python|accelerate launch) +((?:train|evaluation)/\S+\.py.*)$", re.MULTILINE)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -14,8 +14,8 @@ from .region_boxes import Region, check_pictures, fit_boxes, make_regions
 from .region_faces import import_opencv
 
 METHODS = {
-    "fine_grained": "StaticSaliencyFineGrained_create",
     "spectral_residual": "StaticSaliencySpectralResidual_create",
+    "fine_grained": "StaticSaliencyFineGrained_create",
 }
 
 
@@ -26,7 +26,7 @@ class SaliencyRegions:
     The saliency map is smoothed and cut at a threshold; connected spots become boxes, the most salient ones first.
 
     Args:
-        method (`str`): `fine_grained` or `spectral_residual`.
+        method (`str`): `spectral_residual` or `fine_grained`; docs/regions.md compares them on frames of LIBERO.
         threshold (`float`): a pixel is salient when its saliency lies this many standard deviations above the mean.
         smoothing (`float`): width of the Gaussian that smooths the map, as a share of the picture's shorter side.
         minimum_area (`float`): least area of a spot, as a share of the picture.
@@ -36,14 +36,14 @@ class SaliencyRegions:
         weight (`float`): weight of every region.
 
     References:
-        Montabone and Soto, Image and Vision Computing 2010 (`fine_grained`); Hou and Zhang, CVPR 2007
-        (`spectral_residual`).
+        Hou and Zhang, CVPR 2007 (`spectral_residual`); Montabone and Soto, Image and Vision Computing 2010
+        (`fine_grained`).
     """
 
     name = "saliency"
-    method: str = "fine_grained"
-    threshold: float = 1.5
-    smoothing: float = 0.02
+    method: str = "spectral_residual"
+    threshold: float = 2.0
+    smoothing: float = 0.04
     minimum_area: float = 0.002
     maximum_number: int = 4
     margin: float = 0.1
@@ -73,6 +73,8 @@ class SaliencyRegions:
 
     def _find_in(self, cv2: Any, detector: Any, picture: np.ndarray) -> list[Region]:
         height, width = picture.shape[:2]
+        if not np.ptp(picture, axis=(0, 1)).any():  # of one colour: the map is rounding noise
+            return []
         boxes = self.boxes_of(cv2, saliency_map(cv2, detector, picture))
         fitted = fit_boxes(boxes, height, width, self.margin, self.minimum_size)
         return make_regions(fitted, "salient", self.weight)

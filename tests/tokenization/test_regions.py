@@ -183,22 +183,27 @@ def test_a_disc_on_a_plain_ground_is_salient(method):
 
 
 @needs_saliency
-def test_the_number_and_the_area_of_salient_spots_are_bounded():
-    picture = blob_picture((30, 30, 8), (30, 95, 6), (95, 30, 2))[None]
-    of = {n: SaliencyRegions(maximum_number=n, minimum_area=0.004, threshold=1.0).find(picture)[0] for n in (1, 2, 5)}
-    assert [len(of[n]) for n in (1, 2, 5)] == [1, 2, 2]  # the third disc is too small
-    assert of[5][:1] == of[1] and centre(of[1][0]) == pytest.approx((30, 30), abs=6)  # the most salient first
-    assert SaliencyRegions().find(np.full((1, 64, 64, 3), 99, np.uint8)) == [[]]  # nothing stands out
+def test_nothing_stands_out_of_a_plain_picture():
+    for method in ("fine_grained", "spectral_residual"):
+        assert SaliencyRegions(method=method).find(np.full((1, 64, 64, 3), 99, np.uint8)) == [[]]
 
 
-def test_a_salient_box_keeps_to_the_connected_spot():
+def test_salient_spots_become_boxes_the_most_salient_first():
     """The part that needs no contributed module."""
     cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed: pip install 'worldvla[regions]'")
     saliency = np.zeros((50, 80), np.float32)
-    saliency[10:20, 15:40] = 1
     saliency[30:35, 60:64] = 1
-    boxes = SaliencyRegions(smoothing=0.0, threshold=1.0).boxes_of(cv2, saliency)
-    assert np.abs(boxes - [[10, 15, 20, 40], [30, 60, 35, 64]]).max() <= 1
+    saliency[10:20, 15:40] = 1
+    saliency[40:42, 5:7] = 1  # 4 of 4000 pixels
+    expected = np.array([[10, 15, 20, 40], [30, 60, 35, 64], [40, 5, 42, 7]])
+
+    def boxes(**options):
+        return SaliencyRegions(smoothing=0.0, threshold=1.0, **options).boxes_of(cv2, saliency)
+
+    assert np.abs(boxes(minimum_area=0.0) - expected).max() <= 1  # smoothed by half a pixel at least
+    assert np.abs(boxes(minimum_area=0.004) - expected[:2]).max() <= 1
+    assert boxes(maximum_number=1).shape == (1, 4) and np.abs(boxes(maximum_number=1) - expected[0]).max() <= 1
+    assert SaliencyRegions().boxes_of(cv2, saliency * 0).shape == (0, 4)
 
 
 def test_providers_are_made_by_name():
