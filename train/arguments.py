@@ -15,6 +15,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from tokenization import BINNINGS, VQ_MODEL_PRESETS
 from tokenization.choices_worldvla import require_choice
 from tokenization.regions import REGION_PROVIDERS
+from train.perceptual import PERCEPTUAL_NETWORKS
 
 
 def require_positive(arguments: Any, *names: str) -> None:
@@ -154,6 +155,27 @@ class VQGANArguments:
     region_pixel_weight: float = field(
         default=0.0, metadata={"help": "Extra weight of pixels inside regions, in the reconstruction loss."}
     )
+    region_patch_size: int = field(
+        default=32, metadata={"help": "Side in pixels that regions are resized to before they are compared."}
+    )
+    perceptual: str = field(
+        default="none",
+        metadata={
+            "help": "Network that compares pictures and regions: none; segmentation_features, which ships with this "
+            "project; lpips, which needs the packages lpips and torchvision."
+        },
+    )
+    perceptual_weight: float = field(default=1.0, metadata={"help": "Weight of the comparison of whole pictures."})
+    adversarial_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the adversarial term, beside its adaptive weight; 0: no adversary."}
+    )
+    adversarial_start: int = field(default=0, metadata={"help": "Steps before the adversarial term begins."})
+    discriminator_warmup: int = field(
+        default=0, metadata={"help": "Steps before adversarial_start in which the discriminator learns already."}
+    )
+    discriminator_learning_rate: float = field(default=2e-4, metadata={"help": "Constant (AdamW)."})
+    discriminator_channels: int = field(default=64, metadata={"help": "Channels of the discriminator's first layer."})
+    discriminator_layers: int = field(default=3, metadata={"help": "Halvings in the discriminator."})
     revive_every: int = field(default=50, metadata={"help": "Codes unused for this many steps are placed anew."})
     held_out: float = field(
         default=0.02, metadata={"help": "Share of episodes (at least one) that is judged instead of learned; 0: none."}
@@ -162,6 +184,10 @@ class VQGANArguments:
     eval_frames: int = field(default=128, metadata={"help": "Held-out pictures that are judged, evenly spaced."})
     save_every: int = field(default=200, metadata={"help": "Steps between checkpoints that a new run resumes from."})
     log_every: int = field(default=20, metadata={"help": "Steps between log lines."})
+    image_every: int = field(
+        default=500, metadata={"help": "Steps between pictures of held-out reconstructions; 0: none."}
+    )
+    report_to: str = field(default="none", metadata={"help": "Tracker: tensorboard, wandb, trackio or none."})
     seed: int = field(default=0, metadata={"help": "Seed of weights, of the order of frames and of what is held out."})
 
     def __post_init__(self) -> None:
@@ -169,7 +195,12 @@ class VQGANArguments:
         require_choice("VQ-GAN preset", self.preset, list(VQ_MODEL_PRESETS))
         require_choice("mixed precision", self.mixed_precision, ["no", "bf16"])
         require_positive(self, "max_steps", "batch_size", "learning_rate", "revive_every", "save_every", "log_every")
-        require_positive(self, "max_grad_norm", "eval_every", "eval_frames")
+        require_choice("perceptual network", self.perceptual, list(PERCEPTUAL_NETWORKS))
+        require_choice("tracker", self.report_to, ["none", "tensorboard", "wandb", "trackio"])
+        require_positive(self, "max_grad_norm", "eval_every", "eval_frames", "region_patch_size")
+        require_positive(self, "discriminator_learning_rate", "discriminator_channels", "discriminator_layers")
+        require_not_negative(self, "perceptual_weight", "adversarial_weight", "adversarial_start", "image_every")
+        require_not_negative(self, "discriminator_warmup")
         require_not_negative(self, "warmup_steps", "l2_weight", "codebook_weight", "commitment_weight")
         require_not_negative(self, "moving_region_weight", "region_pixel_weight")
         require_share(self, "ema_decay", "held_out")

@@ -28,12 +28,14 @@ from train.atomic_files import new_folder, write_json
 from train.frame_cache import FrameSources
 from train.frames import FrameArray
 from train.vqgan_checkpoints import SETTINGS, check_settings, last_checkpoint
+from train.vqgan_reports import require_tracker
 from train.vqgan_trainer import VQGANTrainer
 
 logger = logging.getLogger("worldvla.vqgan")
 
 # Options that may change between a run and its continuation.
-FREE_OPTIONS = ("output_dir", "frame_cache", "max_steps", "save_every", "log_every", "eval_every", "eval_frames")
+FREE_OPTIONS = {"output_dir", "frame_cache", "max_steps", "save_every", "log_every", "report_to"}
+FREE_OPTIONS |= {"eval_every", "eval_frames", "image_every"}
 
 
 def train(arguments: VQGANArguments) -> Path:
@@ -45,9 +47,15 @@ def train(arguments: VQGANArguments) -> Path:
     Returns:
         `Path`: folder of the trained `VQModel`.
     """
-    # Without `cpu`, several processes on a machine without an accelerator would not find each other.
-    accelerator = Accelerator(mixed_precision=arguments.mixed_precision, cpu=not torch.accelerator.is_available())
+    require_tracker(arguments.report_to)
     output = Path(arguments.output_dir)
+    # Without `cpu`, several processes on a machine without an accelerator would not find each other.
+    accelerator = Accelerator(
+        mixed_precision=arguments.mixed_precision,
+        cpu=not torch.accelerator.is_available(),
+        log_with=None if arguments.report_to == "none" else arguments.report_to,
+        project_dir=output,
+    )
     output.mkdir(parents=True, exist_ok=True)
     settings, defaults = (
         {key: value for key, value in options.items() if key not in FREE_OPTIONS}
@@ -67,6 +75,7 @@ def train(arguments: VQGANArguments) -> Path:
         with new_folder(output / VQ_MODEL_FOLDER) as folder:
             trainer.final_model().vq_model.save_pretrained(folder)
     accelerator.wait_for_everyone()
+    trainer.reports.end()
     return output / VQ_MODEL_FOLDER
 
 

@@ -1,34 +1,87 @@
-"""What a VQ-GAN run tells about itself: `log.jsonl`."""
+"""What a VQ-GAN run tells about itself: `log.jsonl`, pictures, and a tracker where one is wanted."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
+from PIL import Image
 
 from train.arguments import VQGANArguments
 
 LOG = "log.jsonl"
+PICTURES = "reconstructions"
 
 
-class RunLog:
-    """Writes numbers to `log.jsonl` in the run's folder; only the main process does.
+def require_tracker(name: str) -> None:
+    """Refuse a tracker that is not installed, before anything is computed.
+
+    Args:
+        name (`str`): `none`, `tensorboard`, `wandb` or `trackio`.
+
+    Raises:
+        ImportError: says what to install.
+    """
+    packages = ("tensorboard", "tensorboardX") if name == "tensorboard" else (name,)
+    if name != "none" and not any(find_spec(package) for package in packages):
+        raise ImportError(
+            f"`--report_to {name}` needs the package `{name}`, which is not installed. Install it (`pip install "
+            f"{name}`), or choose `--report_to none`: `{LOG}` and `{PICTURES}/` are written in any case."
+        )
+
+
+class RunReports:
+    """Writes numbers and pictures into the run's folder and to its tracker; only the main process does.
 
     Args:
         arguments (`VQGANArguments`): all options.
-        accelerator (`Accelerator`): says which process is the main one.
+        accelerator (`Accelerator`): says which process is the main one, and holds the tracker.
     """
 
     def __init__(self, arguments: VQGANArguments, accelerator: Accelerator) -> None:
-        self.output = Path(arguments.output_dir)
-        self.accelerator = accelerator
+        self.output, self.accelerator = Path(arguments.output_dir), accelerator
+        if arguments.report_to != "none":
+            settings = {
+                key: value if _is_plain(value) else json.dumps(value) for key, value in vars(arguments).items()
+            }
+            accelerator.init_trackers("worldvla-vqgan", config=settings)
 
-    def write(self, line: dict[str, Any]) -> None:
-        """Append one line.
+    def numbers(self, step: int, values: dict[str, float]) -> None:
+        """Append a line to `log.jsonl`, and tell the tracker.
 
         Args:
-            line (`dict[str, Any]`): numbers by name, `step` among them.
+            step (`int`): steps done.
+            values (`dict[str, float]`): numbers by name.
         """
         if self.accelerator.is_main_process:
             with (self.output / LOG).open("a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
+                log.write(json.dumps({"step": step, **values}) + "\n")
+        self.accelerator.log(values, step=step)
+
+    def picture(self, step: int, pixels: np.ndarray) -> None:
+        """Write a picture to `reconstructions/step-<step>.png`, complete or absent, and show it to the tracker.
+
+        Args:
+            step (`int`): steps done.
+            pixels (`np.ndarray` of shape `(H, W, 3)`): uint8.
+        """
+        folder = self.output / PICTURES
+        folder.mkdir(exist_ok=True)
+        temporary = folder / f".step-{step:07d}.png"
+        Image.fromarray(pixels).save(temporary)
+        temporary.replace(folder / f"step-{step:07d}.png")
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({PICTURES: pixels[None]}, step=step, dataformats="NHWC")
+            elif hasattr(tracker, "log_images"):
+                tracker.log_images({PICTURES: [pixels]}, step=step)
+
+    def end(self) -> None:
+        """Tell the tracker, and the other processes, that the run is over."""
+        self.accelerator.end_training()
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))

@@ -9,7 +9,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
@@ -20,13 +19,16 @@ from train.arguments import VQGANArguments
 from train.codebook import CodebookUsage
 from train.frames import FrameArray, FrameBatch, draw_batches
 from train.vqgan_checkpoints import last_checkpoint, save_checkpoint
-from train.vqgan_losses import codebook_loss, pixel_weights, psnr_per_picture, reconstruction_loss
-from train.vqgan_reports import RunLog
+from train.vqgan_judgement import draw_pairs, judge, spread
+from train.vqgan_losses import psnr_per_picture
+from train.vqgan_objective import VQGANObjective
+from train.vqgan_reports import RunReports
 from train.weight_average import WeightAverage
 
 logger = logging.getLogger("worldvla.vqgan")
 
 CODEBOOK = "quantize.embedding.weight"
+PICTURES_DRAWN = 8
 
 
 class Reconstruction(nn.Module):
@@ -98,12 +100,13 @@ class VQGANTrainer:
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_at(step, arguments))
         self.reconstruction, self.optimizer = accelerator.prepare(Reconstruction(vq_model), optimizer)
+        self.objective = VQGANObjective(arguments, accelerator, vq_model.decoder.conv_out.weight)
         self.usage = CodebookUsage(vq_model.config.num_vq_embeddings, accelerator.device)
         accelerator.register_for_checkpointing(self.schedule, self.usage)
         self.average = WeightAverage(vq_model, arguments.ema_decay) if arguments.ema_decay else None
         if self.average is not None:
             accelerator.register_for_checkpointing(self.average)
-        self.log = RunLog(arguments, accelerator)
+        self.reports = RunReports(arguments, accelerator)
 
     def run(self) -> None:
         """Do the steps that are left, with log lines, judgements, pictures and checkpoints."""
@@ -118,12 +121,10 @@ class VQGANTrainer:
         for done in range(first_step + 1, arguments.max_steps + 1):
             batch = self.frames.batch(self.learned[next(batches)[mine]]).to(accelerator.device)
             line = self.step(batch, done)
-            last = done == arguments.max_steps
-            if done % arguments.log_every == 0 or last:
+            if done % arguments.log_every == 0 or done == arguments.max_steps:
                 self._log_step(line, done, progress)
-            if (done % arguments.eval_every == 0 or last) and len(self.held_out):
-                self.log.write({"step": done, **self.evaluate()})
-            if done % arguments.save_every == 0 and not last:
+            self._judge(done)
+            if done % arguments.save_every == 0 and done < arguments.max_steps:
                 save_checkpoint(accelerator, self.output, done)
             progress.update()
         progress.close()
@@ -138,7 +139,7 @@ class VQGANTrainer:
         return resumed[1]
 
     def step(self, batch: FrameBatch, done: int) -> dict[str, Tensor]:
-        """One optimizer step.
+        """One step of the VQ-GAN, and of its adversary where it has one.
 
         Args:
             batch (`FrameBatch`): on the device.
@@ -148,34 +149,34 @@ class VQGANTrainer:
             `dict[str, torch.Tensor]`: detached scalars, what is logged of this step.
 
         Raises:
-            FloatingPointError: if the loss is not finite.
+            FloatingPointError: if a gradient is not finite.
         """
         result = self.reconstruction(batch.frames)
-        terms = self._terms(batch, result)
-        self.accelerator.backward(sum(terms.values()))
+        terms = self.objective.terms(batch, result, done)
+        self.accelerator.backward(torch.stack(list(terms.values())).sum())
         norm = self.accelerator.clip_grad_norm_(self.reconstruction.parameters(), self.arguments.max_grad_norm)
         self._require_finite(norm, terms, done)
+        adversary = self.objective.adversary
+        if adversary is not None and adversary.learns(done):
+            loss = adversary.loss(batch.frames, result["decoded"])
+            self._require_finite(adversary.descend(loss), {"discriminator": loss}, done)
+            adversary.step()
+            terms["discriminator"] = loss
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()
+        self._tend_codebook(result, done)
+        line = {name: term.detach() for name, term in terms.items()}
+        return line | {"psnr": psnr_per_picture(result["decoded"], batch.frames).mean()}
+
+    def _tend_codebook(self, result: dict[str, Tensor], done: int) -> None:
+        """Count the codes, follow the weights, and place dead codes anew when it is time."""
         self.usage.update(self.accelerator.gather(result["indices"]))
         if self.average is not None:
             self.average.update(self.vq_model)
         # The first revival replaces the random start; the last tenth of the run leaves the codes alone.
         if (done == 1 or done % self.arguments.revive_every == 0) and done < 0.9 * self.arguments.max_steps:
             self._revive(result["latents"].detach(), self.arguments.seed + done)
-        line = {name: term.detach() for name, term in terms.items()}
-        return line | {"psnr": psnr_per_picture(result["decoded"], batch.frames).mean()}
-
-    def _terms(self, batch: FrameBatch, result: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The weighted terms of the loss, by name."""
-        arguments = self.arguments
-        weights = pixel_weights(batch, arguments.moving_region_weight, arguments.region_pixel_weight)
-        codes = codebook_loss(result["latents"], result["codes"], arguments.commitment_weight)
-        return {
-            "reconstruction": reconstruction_loss(result["decoded"], batch.frames, weights, arguments.l2_weight),
-            "codebook": arguments.codebook_weight * codes,
-        }
 
     def _require_finite(self, norm: Tensor, terms: dict[str, Tensor], done: int) -> None:
         """Stop before the weights are spoilt; the norm is the same on every process, so all stop."""
@@ -200,38 +201,33 @@ class VQGANTrainer:
             self.average.replace_rows(CODEBOOK, moved, codebook)
 
     def _log_step(self, line: dict[str, Tensor], done: int, progress: tqdm) -> None:
-        names = list(line)
-        means = self.accelerator.reduce(torch.stack([line[name].float() for name in names]), "mean")
-        values = dict(zip(names, means.tolist(), strict=True)) | self.usage.summary()
+        means = self.accelerator.reduce(torch.stack([value.float() for value in line.values()]), "mean")
+        values = dict(zip(line, means.tolist(), strict=True)) | self.usage.summary()
         progress.set_postfix(psnr=f"{values['psnr']:.1f} dB", codes=f"{values['perplexity']:.0f}")
-        self.log.write({"step": done, **values, "learning_rate": self.schedule.get_last_lr()[0]})
+        self.reports.numbers(done, values | {"learning_rate": self.schedule.get_last_lr()[0]})
 
-    @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """Judge held-out pictures, with the averaged weights where there are some.
-
-        Returns:
-            `dict[str, float]`: `held_out_psnr` and, where there are regions, `held_out_psnr_regions`, in dB: means
-            over pictures.
-        """
-        count = min(self.arguments.eval_frames, len(self.held_out))
-        chosen = self.held_out[np.linspace(0, len(self.held_out) - 1, count).round().astype(int)]
-        mine = chosen[self.accelerator.process_index :: self.accelerator.num_processes]
-        sums = torch.zeros(2, 2, device=self.accelerator.device, dtype=torch.float64)  # overall, regions: dB, count
+    def _judge(self, done: int) -> None:
+        """Measure and draw held-out pictures, when it is time; always at the end."""
+        arguments, last = self.arguments, done == self.arguments.max_steps
+        measure = (done % arguments.eval_every == 0 or last) and len(self.held_out)
+        draw = arguments.image_every and (done % arguments.image_every == 0 or last)
+        if not measure and not draw:
+            return
         model = self.final_model()
-        for start in range(0, len(mine), self.arguments.batch_size):
-            batch = self.frames.batch(mine[start : start + self.arguments.batch_size]).to(self.accelerator.device)
-            decoded = model(batch.frames)["decoded"]
-            for row, where in enumerate((None, batch.attention)):
-                values = psnr_per_picture(decoded, batch.frames, where)
-                known = values[~values.isnan()].double()
-                sums[row] += torch.stack([known.sum(), torch.tensor(float(len(known))).to(known)])
-        sums = self.accelerator.reduce(sums, "sum")
-        names = ("held_out_psnr", "held_out_psnr_regions")
-        return {name: float(total / number) for name, (total, number) in zip(names, sums, strict=True) if number}
+        if measure:
+            chosen = spread(self.held_out, arguments.eval_frames)
+            self.reports.numbers(done, judge(model, self.frames, chosen, arguments.batch_size, self.accelerator))
+        if draw and self.accelerator.is_main_process:
+            chosen = spread(self.held_out if len(self.held_out) else self.learned, PICTURES_DRAWN)
+            device = self.accelerator.device
+            self.reports.picture(done, draw_pairs(model, self.frames, chosen, arguments.batch_size, device))
 
     def final_model(self) -> Reconstruction:
-        """A copy of the model in float32, with the averaged weights where there are some, in evaluation mode."""
+        """Copy the model for use: in evaluation mode, with the averaged weights where there are some.
+
+        Returns:
+            `Reconstruction`: float32, without gradients; its `vq_model` is what is saved.
+        """
         model = deepcopy(self.vq_model).eval().requires_grad_(False)
         if self.average is not None:
             self.average.copy_to(model)

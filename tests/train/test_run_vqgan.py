@@ -8,16 +8,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from diffusers import VQModel
+from PIL import Image
 
 import tokenization
 import train.run_vqgan
+from train import vqgan_reports
 from train.vqgan_checkpoints import SETTINGS, last_checkpoint
+from train.vqgan_objective import VQGANObjective
 from train.vqgan_trainer import VQGANTrainer
 
-from .made_up_demonstrations import TINY_VQ_MODEL, write_demonstrations
+from .made_up_demonstrations import SIZE, TINY_VQ_MODEL, write_demonstrations
 
 ROOT = Path(__file__).resolve().parents[2]
+EVERY_TERM = {"perceptual": "segmentation_features", "perceptual_weight": 0.5, "region_patch_size": 16}
+EVERY_TERM |= {"adversarial_weight": 0.1, "adversarial_start": 2, "discriminator_warmup": 1}
+EVERY_TERM |= {"discriminator_channels": 8, "discriminator_layers": 2}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +46,7 @@ def flags_of(demonstrations, folder, steps, **options):
     settings = {"demonstrations": demonstrations, "output_dir": folder, "max_steps": steps, "batch_size": 4}
     settings |= {"save_every": 2, "revive_every": 2, "warmup_steps": 1, "log_every": 1, "eval_every": 3}
     settings |= {"cameras": ["agentview", "wrist"], "regions": "segmentation:0.5", "region_pixel_weight": 2.0}
-    settings |= {"ema_decay": 0.9} | options
+    settings |= {"ema_decay": 0.9, "image_every": 3} | EVERY_TERM | options
     return [
         str(part)
         for key, value in settings.items()
@@ -71,6 +79,57 @@ def test_vqgan_learns_and_says_so(whole_run):
     assert [line["step"] for line in judged] == [3, 6]
     assert judged[1]["held_out_psnr"] > judged[0]["held_out_psnr"]
     assert all(line["held_out_psnr_regions"] > 0 for line in judged)
+
+
+def test_every_term_begins_when_it_should(whole_run):
+    log = read_log(whole_run)
+    assert all({"reconstruction", "codebook", "perceptual", "regions_segmentation"} <= set(line) for line in log)
+    assert [line["step"] for line in log if "discriminator" in line] == [2, 3, 4, 5, 6]
+    assert [line["step"] for line in log if "adversarial" in line] == [3, 4, 5, 6]
+
+
+def test_reconstructions_are_drawn_beside_their_originals(whole_run):
+    pictures = sorted((whole_run / "reconstructions").iterdir())
+    assert [path.name for path in pictures] == ["step-0000003.png", "step-0000006.png"]
+    assert Image.open(pictures[0]).size == (8 * SIZE, 2 * SIZE)
+
+
+def test_a_tracker_that_is_not_there_is_named(demonstrations, tmp_path, monkeypatch):
+    monkeypatch.setattr(vqgan_reports, "find_spec", lambda _: None)
+    with pytest.raises(ImportError, match=r"`--report_to trackio` needs the package.*choose `--report_to none`"):
+        train_vqgan(demonstrations, tmp_path, 1, report_to="trackio")
+
+
+def test_a_tracker_gets_numbers_and_pictures(demonstrations, tmp_path, monkeypatch):
+    class Recorder(GeneralTracker):
+        name, requires_logging_directory, tracker = "tensorboard", False, None
+        numbers, pictures, settings = [], [], {}
+
+        def store_init_configuration(self, values):
+            self.settings.update(values)
+
+        def log(self, values, step, **_):
+            self.numbers.append((step, values))
+
+        def log_images(self, values, step, **_):
+            self.pictures.append((step, values["reconstructions"].shape))
+
+    def make(*args, log_with, **kwargs):
+        return Accelerator(*args, log_with=Recorder(), **kwargs)
+
+    monkeypatch.setattr(vqgan_reports, "find_spec", lambda _: True)
+    monkeypatch.setattr(train.run_vqgan, "Accelerator", make)
+    train_vqgan(demonstrations, tmp_path, 2, report_to="tensorboard", image_every=2)
+    assert [step for step, values in Recorder.numbers if "psnr" in values] == [1, 2]
+    assert Recorder.pictures == [(2, (1, 2 * SIZE, 8 * SIZE, 3))]
+    assert Recorder.settings["cameras"] == '["agentview", "wrist"]'
+
+
+def test_regions_without_a_perceptual_network_are_said_to_be_only_judged(demonstrations, tmp_path, caplog):
+    train_vqgan(demonstrations, tmp_path, 1, perceptual="none")
+    assert "No region loss with `--perceptual none`" in caplog.text
+    assert "regions_segmentation" not in read_log(tmp_path)[0]
+    assert "held_out_psnr_regions" in read_log(tmp_path, "held_out_psnr")[0]
 
 
 def test_the_last_step_is_always_logged(demonstrations, tmp_path):
@@ -126,17 +185,16 @@ def test_a_finished_folder_is_not_overwritten(demonstrations, tmp_path):
 
 def test_training_goes_on_from_another_vqgan(demonstrations, whole_run, tmp_path):
     train_vqgan(demonstrations, tmp_path, 1, vq_model=whole_run, learning_rate=1e-5)
-    assert read_log(tmp_path)[0]["psnr"] > read_log(whole_run)[0]["psnr"] + 1
+    assert read_log(tmp_path)[0]["psnr"] > read_log(whole_run)[0]["psnr"] + 0.5
 
 
 def test_not_finite_gradients_stop_before_the_weights_are_spoilt(demonstrations, tmp_path, monkeypatch):
-    def spoil(self, batch, result):
-        terms = make_terms(self, batch, result)
-        self.calls = getattr(self, "calls", 0) + 1
-        return terms | {"codebook": terms["codebook"] * float("nan")} if self.calls == 3 else terms
+    def spoil(self, batch, result, done):
+        terms = make_terms(self, batch, result, done)
+        return terms | {"codebook": terms["codebook"] * float("nan")} if done == 3 else terms
 
-    make_terms = VQGANTrainer._terms
-    monkeypatch.setattr(VQGANTrainer, "_terms", spoil)
+    make_terms = VQGANObjective.terms
+    monkeypatch.setattr(VQGANObjective, "terms", spoil)
     message = (
         r"Step 3: gradients are not finite.*codebook nan.*The checkpoint of step 2 is kept. Lower `--learning_rate`"
     )
