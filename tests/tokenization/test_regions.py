@@ -151,6 +151,27 @@ def test_small_faces_only_when_asked_for(portrait):
     assert FaceRegions(smallest_face=60).find(small) == [[]]
 
 
+def test_profiles_are_looked_for_on_both_sides(monkeypatch):
+    pytest.importorskip("cv2", reason="OpenCV is not installed: pip install 'worldvla[regions]'")
+
+    class Cascade:
+        """Sees a bright pixel in the left half only, as a face of 6 x 4 pixels; the frontal one sees nothing."""
+
+        def __init__(self, file_name):
+            self.blind = "frontal" in file_name
+
+        def detectMultiScale(self, grey, **options):
+            rows, columns = np.nonzero(grey == 255)
+            seen = [(x, y, 6, 4) for y, x in zip(rows, columns, strict=True) if x < grey.shape[1] // 2]
+            return () if self.blind else np.array(seen)
+
+    monkeypatch.setattr("tokenization.region_faces.load_cascade", lambda cv2, file_name: Cascade(file_name))
+    pictures = np.zeros((2, 40, 60, 3), np.uint8)
+    pictures[0, 10, 7] = pictures[1, 20, 50] = 255
+    found = FaceRegions(margin=0.0, minimum_size=1).find(pictures)
+    assert found == [[Region(10, 7, 14, 13, "face")], [Region(20, 45, 24, 51, "face")]]
+
+
 def test_boxes_of_one_face_are_one():
     assert overlap((0, 0, 10, 10), (0, 5, 10, 15)) == pytest.approx(50 / 150)
     assert overlap((0, 0, 10, 10), (10, 10, 20, 20)) == 0
