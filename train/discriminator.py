@@ -64,6 +64,7 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
 def adaptive_weight(
     quality: Tensor,
     adversarial: Tensor,
+    decoded: Tensor,
     last_layer: Tensor,
     reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient,
     most: float = 1e4,
@@ -71,20 +72,23 @@ def adaptive_weight(
     """How much the adversarial term counts so that it pulls as hard as the others at the decoder's last layer.
 
     Args:
-        quality (`torch.FloatTensor`): scalar, reconstruction and perceptual terms.
-        adversarial (`torch.FloatTensor`): scalar, the adversarial term.
+        quality (`torch.FloatTensor` of shape `(B, 3, H, W)`): gradient of reconstruction and perceptual terms with
+            respect to `decoded`.
+        adversarial (`torch.FloatTensor` of shape `(B, 3, H, W)`): the same of the adversarial term.
+        decoded (`torch.FloatTensor` of shape `(B, 3, H, W)`): decoded pictures, with their graph, which is kept.
         last_layer (`torch.Tensor`): weight of the decoder's last convolution.
         reduce (`Callable`): averages a gradient over all processes.
         most (`float`): upper limit.
 
     Returns:
-        `torch.FloatTensor`: scalar without gradient, `‖∇ quality‖ / (‖∇ adversarial‖ + 1e-4)`.
+        `torch.FloatTensor`: scalar without gradient, `‖∇ quality‖ / (‖∇ adversarial‖ + 1e-4)`, gradients with respect
+        to `last_layer`.
 
     References:
         VQ-GAN (arXiv 2012.09841) eq. 7; constants of its official code.
     """
     norms = [
-        reduce(torch.autograd.grad(term, last_layer, retain_graph=True)[0].float()).norm()
-        for term in (quality, adversarial)
+        reduce(torch.autograd.grad(decoded, last_layer, pull, retain_graph=True)[0].float()).norm()
+        for pull in (quality, adversarial)
     ]
-    return (norms[0] / (norms[1] + 1e-4)).clamp(0, most).detach()
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0, most)

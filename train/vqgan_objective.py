@@ -4,6 +4,7 @@ Shapes: `B` pictures, `H, W` pixels.
 """
 
 import logging
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,8 +37,8 @@ class VQGANObjective:
         if arguments.regions and self.distance is None:
             logger.warning("No region loss with `--perceptual none`: regions only weigh pixels and are judged.")
 
-    def terms(self, batch: FrameBatch, result: dict[str, Tensor], done: int) -> dict[str, Tensor]:
-        """Compute the terms; their sum is what the VQ-GAN descends.
+    def loss(self, batch: FrameBatch, result: dict[str, Tensor], done: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute what the VQ-GAN descends.
 
         Args:
             batch (`FrameBatch`): recorded pictures with their regions.
@@ -45,35 +46,51 @@ class VQGANObjective:
             done (`int`): number of the step, from 1.
 
         Returns:
-            `dict[str, torch.Tensor]`: scalars with gradient, by name, each with its weight.
+            `tuple`: a scalar whose gradient is that of the loss, and the terms by name: detached scalars, each with
+            its weight. With an adversary the first is not the terms' sum, but has its gradient.
         """
         arguments, decoded = self.arguments, result["decoded"]
+        codes = arguments.codebook_weight * codebook_loss(
+            result["latents"], result["codes"], arguments.commitment_weight
+        )
+        terms = self._quality(batch, decoded)
+        total = torch.stack(list(terms.values())).sum()
+        if self.adversary is not None and done > arguments.adversarial_start:
+            total, terms["adversarial"] = self._add_adversary(self.adversary, total, decoded)
+        terms["codebook"] = codes
+        return total + codes, {name: term.detach() for name, term in terms.items()}
+
+    def _quality(self, batch: FrameBatch, decoded: Tensor) -> dict[str, Tensor]:
+        """The terms that compare decoded with recorded pictures."""
+        arguments = self.arguments
         weights = pixel_weights(batch, arguments.moving_region_weight, arguments.region_pixel_weight)
         terms = {"reconstruction": reconstruction_loss(decoded, batch.frames, weights, arguments.l2_weight)}
-        if self.distance is not None:
-            if arguments.perceptual_weight:
-                terms["perceptual"] = arguments.perceptual_weight * self._compare(batch.frames, decoded).mean()
-            for name, regions in batch.regions.items():
-                loss = region_loss(batch.frames, decoded, regions, self._compare, arguments.region_patch_size)
-                terms[f"regions_{name}"] = regions.scale * loss
-        if self.adversary is not None and done > arguments.adversarial_start:
-            terms["adversarial"] = self._adversarial(terms, decoded)
-        codes = codebook_loss(result["latents"], result["codes"], arguments.commitment_weight)
-        return terms | {"codebook": arguments.codebook_weight * codes}
+        if self.distance is None:
+            return terms
+        if arguments.perceptual_weight:
+            terms["perceptual"] = arguments.perceptual_weight * self._compare(batch.frames, decoded).mean()
+        for name, regions in batch.regions.items():
+            loss = region_loss(batch.frames, decoded, regions, self._compare, arguments.region_patch_size)
+            terms[f"regions_{name}"] = regions.scale * loss
+        return terms
 
     def _compare(self, recorded: Tensor, reconstructed: Tensor) -> Tensor:
         """Distances `(B,)` in feature space, in the run's precision."""
         with self.accelerator.autocast():
             return self.distance(recorded, reconstructed)
 
-    def _adversarial(self, terms: dict[str, Tensor], decoded: Tensor) -> Tensor:
-        """Minus the adversary's score, weighted so that it pulls as hard as `terms` do."""
-        loss = -self.adversary.score(decoded).mean()  # type: ignore[union-attr]
-        quality = torch.stack(list(terms.values())).sum()
-        weight = adaptive_weight(
-            quality, loss, self.last_layer, reduce=lambda gradient: self.accelerator.reduce(gradient, "mean")
+    def _add_adversary(self, adversary: "Adversary", quality: Tensor, decoded: Tensor) -> tuple[Tensor, Tensor]:
+        """Join minus the adversary's score to the other terms, so weighted that it pulls as hard as they do.
+
+        The weight needs both gradients at the decoder. To go through the perceptual network and the discriminator only
+        once, their gradients are kept, and the result is linear in `decoded` with their sum as its slope.
+        """
+        score = -adversary.score(decoded).mean()
+        pull_quality, pull_adversary = (torch.autograd.grad(term, decoded)[0] for term in (quality, score))
+        weight = self.arguments.adversarial_weight * adaptive_weight(
+            pull_quality, pull_adversary, decoded, self.last_layer, partial(self.accelerator.reduce, reduction="mean")
         )
-        return self.arguments.adversarial_weight * weight * loss
+        return (decoded * (pull_quality + weight * pull_adversary)).sum(), weight * score
 
 
 class Adversary:

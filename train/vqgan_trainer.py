@@ -152,16 +152,15 @@ class VQGANTrainer:
             FloatingPointError: if a gradient is not finite.
         """
         result = self.reconstruction(batch.frames)
-        terms = self.objective.terms(batch, result, done)
-        self.accelerator.backward(torch.stack(list(terms.values())).sum())
+        loss, terms = self.objective.loss(batch, result, done)
+        self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.reconstruction.parameters(), self.arguments.max_grad_norm)
         self._require_finite(norm, terms, done)
         adversary = self.objective.adversary
         if adversary is not None and adversary.learns(done):
-            loss = adversary.loss(batch.frames, result["decoded"])
-            self._require_finite(adversary.descend(loss), {"discriminator": loss}, done)
+            terms["discriminator"] = adversary.loss(batch.frames, result["decoded"])
+            self._require_finite(adversary.descend(terms["discriminator"]), terms, done)
             adversary.step()
-            terms["discriminator"] = loss
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()

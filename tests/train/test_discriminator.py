@@ -1,7 +1,12 @@
 import pytest
 import torch
+from accelerate import Accelerator
 
+from train.arguments import VQGANArguments
 from train.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss
+from train.frames import FrameBatch
+from train.vqgan_losses import reconstruction_loss
+from train.vqgan_objective import Adversary, VQGANObjective
 
 
 @pytest.mark.parametrize(("layers", "patches"), [(2, 6), (3, 2)])
@@ -37,7 +42,38 @@ def test_the_discriminator_learns_to_tell_pictures_apart():
 
 def test_adaptive_weight_makes_both_terms_pull_alike():
     layer = torch.tensor([1.0, 2.0], requires_grad=True)
-    quality, adversarial = (layer * torch.tensor([3.0, 4.0])).sum(), (layer * torch.tensor([0.0, 0.5])).sum()
-    assert adaptive_weight(quality, adversarial, layer).item() == pytest.approx(5.0 / 0.5001)
-    vanishing = (layer * 1e-12).sum()
-    assert adaptive_weight(quality * 1e6, vanishing, layer).item() == 1e4
+    decoded = layer * 2
+    quality, adversarial = torch.tensor([1.5, 2.0]), torch.tensor([0.0, 0.25])  # at the layer: (3, 4) and (0, 0.5)
+    assert adaptive_weight(quality, adversarial, decoded, layer).item() == pytest.approx(5.0 / 0.5001)
+    assert adaptive_weight(quality * 1e6, adversarial * 1e-12, decoded, layer).item() == 1e4
+
+
+def test_the_loss_has_the_gradient_of_its_terms():
+    """Both networks are passed once; the result must be the gradient of quality + weight * adversarial."""
+    torch.manual_seed(0)
+    arguments = VQGANArguments("out", ["d"], perceptual="segmentation_features", adversarial_weight=0.3)
+    decoder = torch.nn.Conv2d(4, 3, 3, padding=1)
+    objective = VQGANObjective(arguments, Accelerator(cpu=True), decoder.weight)
+    frames, latents, codes = torch.rand(2, 3, 32, 32), torch.rand(2, 4, 2, 2), torch.rand(2, 4, 2, 2)
+    batch = FrameBatch(frames, torch.zeros(2, 1, 32, 32), torch.zeros(2, 1, 32, 32), {})
+    hidden = torch.rand(2, 4, 32, 32)
+
+    result = {"decoded": decoder(hidden), "latents": latents, "codes": codes}
+    loss, terms = objective.loss(batch, result, done=1)
+    (found,) = torch.autograd.grad(loss, decoder.weight)
+
+    decoded = decoder(hidden)
+    quality = reconstruction_loss(decoded, frames, torch.ones(2, 1, 32, 32), 1.0)
+    quality = quality + objective.distance(frames, decoded).mean()
+    score = -objective.adversary.score(decoded).mean()
+    pulls = [torch.autograd.grad(term, decoder.weight, retain_graph=True)[0] for term in (quality, score)]
+    weight = 0.3 * pulls[0].norm() / (pulls[1].norm() + 1e-4)
+    torch.testing.assert_close(found, pulls[0] + weight * pulls[1])
+    torch.testing.assert_close(terms["adversarial"], (weight * score).detach())
+    assert all(value.grad is None for value in objective.adversary.network.parameters())
+
+
+def test_the_discriminator_warms_up_before_it_is_heeded():
+    arguments = VQGANArguments("o", ["d"], adversarial_weight=1.0, adversarial_start=5, discriminator_warmup=2)
+    adversary = Adversary(arguments, Accelerator(cpu=True))
+    assert [done for done in range(1, 8) if adversary.learns(done)] == [4, 5, 6, 7]

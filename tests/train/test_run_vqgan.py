@@ -190,11 +190,13 @@ def test_training_goes_on_from_another_vqgan(demonstrations, whole_run, tmp_path
 
 def test_not_finite_gradients_stop_before_the_weights_are_spoilt(demonstrations, tmp_path, monkeypatch):
     def spoil(self, batch, result, done):
-        terms = make_terms(self, batch, result, done)
-        return terms | {"codebook": terms["codebook"] * float("nan")} if done == 3 else terms
+        loss, terms = compute_loss(self, batch, result, done)
+        return (
+            (loss * float("nan"), terms | {"codebook": float("nan") * loss.detach()}) if done == 3 else (loss, terms)
+        )
 
-    make_terms = VQGANObjective.terms
-    monkeypatch.setattr(VQGANObjective, "terms", spoil)
+    compute_loss = VQGANObjective.loss
+    monkeypatch.setattr(VQGANObjective, "loss", spoil)
     message = (
         r"Step 3: gradients are not finite.*codebook nan.*The checkpoint of step 2 is kept. Lower `--learning_rate`"
     )
