@@ -17,10 +17,12 @@ from train.arguments import (
     WorldVLATrainingArguments,
     parse_arguments,
 )
+from train.run_perceptual import PerceptualArguments
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = {
     "train/run_vqgan.py": [VQGANArguments],
+    "train/run_perceptual.py": [PerceptualArguments],
     "train/pretokenize.py": [PretokenizeArguments],
     "train/run.py": [ModelArguments, DataArguments, WorldVLATrainingArguments],
     "evaluation/record_demonstrations.py": RecordingArguments,
