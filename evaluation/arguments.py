@@ -24,6 +24,9 @@ class RolloutArguments:
     n_action_steps: int | None = field(default=None, metadata={"help": "Actions of a chunk that are carried out."})
     max_steps: int | None = field(default=None, metadata={"help": "Step limit; by default the suite's."})
     seed: int = field(default=0, metadata={"help": "Episode k is reset with seed + k."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Whose action limits, where the checkpoint holds those of several data sets."}
+    )
     device: str = field(default="cpu", metadata={"help": "torch device of the model."})
 
     def __post_init__(self) -> None:
@@ -42,6 +45,9 @@ class ImagineArguments:
     camera: str = field(default="agentview", metadata={"help": "Camera that the checkpoint was trained on."})
     start: int = field(default=0, metadata={"help": "Step of the real frame that the rollout starts from."})
     num_frames: int | None = field(default=None, metadata={"help": "Frames to imagine; by default to the end."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Whose action limits, where the checkpoint holds those of several data sets."}
+    )
     device: str = field(default="cpu", metadata={"help": "torch device of the model."})
 
     def __post_init__(self) -> None:

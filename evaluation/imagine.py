@@ -106,13 +106,19 @@ def imagine(arguments: ImagineArguments) -> dict[str, Any]:
     """
     frames, actions = read_window(arguments)
     model, processor = load_checkpoint(arguments.checkpoint, arguments.device)
+    clipped = int(processor.action_tokenizer.count_clipped(actions, arguments.dataset_name).sum())
+    if clipped:
+        logger.warning("%d of %d action values lie outside the checkpoint's limits: clipped.", clipped, actions.size)
     real = fit_frames(processor, frames)
     started = time.perf_counter()
     with tqdm(total=len(actions), desc="imagine", unit="frame") as bar:
-        imagined = imagine_episode(model, processor, frames[0], actions, on_frame=lambda _: bar.update())
+        imagined = imagine_episode(
+            model, processor, frames[0], actions, arguments.dataset_name, on_frame=lambda _: bar.update()
+        )
     seconds = time.perf_counter() - started
     result = measure(real, imagined, reconstruct(processor, frames))
-    result |= {"seconds_per_frame": seconds / len(actions), "settings": asdict(arguments)}
+    result |= {"seconds_per_frame": seconds / len(actions), "clipped_action_values": clipped}
+    result["settings"] = asdict(arguments)
     output = Path(arguments.output)
     write_video(output, side_by_side({"real": real, "imagined": imagined}, height=256))
     write_json(output.with_suffix(".json"), result)

@@ -33,6 +33,7 @@ class WorldVLAPolicy:
         n_obs_steps (`int`, *optional*): M, frames that are shown; by default the checkpoint's.
         chunk_size (`int`, *optional*): K, actions that are asked for; by default the checkpoint's.
         n_action_steps (`int`, *optional*): actions of a chunk that are carried out; by default all.
+        dataset_name (`str`, *optional*): whose action limits; may be left out when the processor has one data set.
     """
 
     def __init__(
@@ -43,10 +44,12 @@ class WorldVLAPolicy:
         n_obs_steps: int | None = None,
         chunk_size: int | None = None,
         n_action_steps: int | None = None,
+        dataset_name: str | None = None,
     ) -> None:
         self.model = model.eval()
         self.processor = processor
         self.camera = camera
+        self.dataset_name = processor.action_tokenizer.choose_dataset(dataset_name)
         self.n_obs_steps = n_obs_steps or model.config.n_obs_steps
         self.chunk_size = chunk_size or model.config.chunk_size
         self.n_action_steps = self.chunk_size if n_action_steps is None else n_action_steps
@@ -90,4 +93,4 @@ class WorldVLAPolicy:
         """
         inputs = self.processor(images=list(self.frames), text=self.instruction, return_tensors="pt")
         chunk = self.model.predict_action_chunk(**inputs.to(self.model.device), chunk_size=self.chunk_size)
-        return self.processor.decode_actions(chunk)[0]
+        return self.processor.decode_actions(chunk, self.dataset_name)[0]

@@ -159,6 +159,7 @@ def run(arguments: RolloutArguments) -> dict[str, Any]:
         camera=arguments.camera,
         chunk_size=arguments.chunk_size,
         n_action_steps=arguments.n_action_steps,
+        dataset_name=arguments.dataset_name,
     )
     with tqdm(total=len(wanted), initial=len(finished), desc="rollout", unit="episode") as bar:
         for task_id in task_ids:

@@ -16,6 +16,7 @@ def imagine_episode(
     processor: Any,
     first_frame: np.ndarray,
     actions: np.ndarray,
+    dataset_name: str | None = None,
     on_frame: Callable[[int], None] = lambda frame: None,
 ) -> np.ndarray:
     """Predict frame after frame from one real frame and the recorded actions.
@@ -28,17 +29,19 @@ def imagine_episode(
         processor (`WorldVLAProcessor`): its processor.
         first_frame (`np.ndarray` of shape `(H, W, 3)`): uint8, upright.
         actions (`np.ndarray` of shape `(N, D)`): commands in the data set's units.
+        dataset_name (`str`, *optional*): whose action limits; may be left out when the processor has one data set.
         on_frame (`Callable[[int], None]`): called after every frame with its number, for progress.
 
     Returns:
         `np.ndarray` of shape `(N + 1, H, W, 3)`: uint8; the first is the reconstruction of `first_frame`.
     """
+    action_ids = processor.encode_actions(actions, dataset_name)
     frame = processor.encode_images([first_frame])
     frames, history = [frame], model.config.world_model_history
     for number in range(1, len(actions) + 1):
         first = max(0, number - history)
         shown = [frame[0] for frame in frames[first:number]]
-        inputs = processor(images=shown, actions=actions[first:number], role="world_model", return_tensors="pt")
+        inputs = processor(images=shown, actions=action_ids[first:number], role="world_model", return_tensors="pt")
         frames.append(model.predict_next_frame(**inputs.to(model.device)).to(frame.device))
         on_frame(number)
     return decode_frames(processor, torch.cat(frames))

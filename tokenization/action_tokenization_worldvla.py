@@ -257,18 +257,30 @@ class WorldVLAActionTokenizer:
                 f"{values.shape}. Pass one value per action dimension."
             )
 
-    def _limits_of(self, dataset_name: str | None) -> tuple[np.ndarray, np.ndarray]:
-        """Limits of a data set, or of the only one."""
+    def choose_dataset(self, dataset_name: str | None = None) -> str:
+        """Say whose limits are meant.
+
+        Args:
+            dataset_name (`str`, *optional*): a data set's name; may be left out where there is one.
+
+        Returns:
+            `str`: the name.
+
+        Raises:
+            ValueError: if the name is unknown, or left out where there are several; the message lists them.
+        """
         names = list(self.limits)
-        if dataset_name is None:
-            if len(names) > 1:
-                raise ValueError(
-                    f"This processor holds action limits of several data sets: {', '.join(names)}. "
-                    "Say whose with `dataset_name=`."
-                )
-            dataset_name = names[0]
-        require_choice("data set", dataset_name, names)
-        chosen = self.limits[dataset_name]
+        if dataset_name is None and len(names) > 1:
+            raise ValueError(
+                f"This processor holds action limits of several data sets: {', '.join(names)}. "
+                "Say whose with `dataset_name=`."
+            )
+        chosen = names[0] if dataset_name is None else dataset_name
+        require_choice("data set", chosen, names)
+        return chosen
+
+    def _limits_of(self, dataset_name: str | None) -> tuple[np.ndarray, np.ndarray]:
+        chosen = self.limits[self.choose_dataset(dataset_name)]
         return np.asarray(chosen["low"], dtype=np.float64), np.asarray(chosen["high"], dtype=np.float64)
 
 

@@ -4,6 +4,7 @@ import torch
 
 from evaluation.policies import WorldVLAPolicy
 from evaluation.rollout import run_episode
+from tokenization import WorldVLAProcessor
 
 FRAMES = np.random.default_rng(3).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
 TASK = "lift the cup"
@@ -132,6 +133,24 @@ def test_sizes_come_from_the_checkpoint(make_model, processor):
 def test_more_actions_than_a_chunk_has_are_refused(model, processor, n_action_steps):
     with pytest.raises(ValueError, match=f"`n_action_steps` must lie in 1 … 4, got {n_action_steps}"):
         WorldVLAPolicy(model, processor, chunk_size=4, n_action_steps=n_action_steps)
+
+
+def test_limits_of_several_data_sets(model, processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    limits = processor.action_tokenizer.limits
+    (known,) = limits
+    twice = {key: [2 * value for value in values] for key, values in limits[known].items()}
+    both = WorldVLAProcessor.from_pretrained(tmp_path, action_limits={**limits, "twice": twice})
+    with pytest.raises(ValueError, match="several data sets: .*, twice. Say whose"):
+        WorldVLAPolicy(model, both)
+    with pytest.raises(ValueError, match="Unknown data set `twise`.*Did you mean `twice`"):
+        WorldVLAPolicy(model, both, dataset_name="twise")
+    found = [WorldVLAPolicy(model, both, dataset_name=name) for name in (known, "twice")]
+    commands = []
+    for policy in found:
+        policy.reset(TASK)
+        commands.append(policy.select_action({"agentview": FRAMES[0]}))
+    np.testing.assert_allclose(commands[1], 2 * commands[0], atol=1e-9)
 
 
 class CountingEnv:

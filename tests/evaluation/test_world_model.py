@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import av
 import h5py
@@ -133,6 +134,17 @@ def test_a_window_of_a_recorded_episode(demonstrations, stored):
 def test_windows_outside_the_recording_are_refused(demonstrations, changes, message):
     with pytest.raises(ValueError, match=message):
         read_window(window(demonstrations, **changes))
+
+
+def test_clipped_commands_are_counted(demonstrations, model, processor, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(evaluation.imagine, "load_checkpoint", lambda folder, device: (model, processor))
+    copied = shutil.copy(demonstrations, tmp_path / "extreme_demo.hdf5")
+    with h5py.File(copied, "a") as file:
+        file["data/demo_0/actions"][0, :2] = 9.0
+    arguments = window(str(copied), num_frames=2)
+    arguments.output = str(tmp_path / "imagined.mp4")
+    assert imagine(arguments)["clipped_action_values"] >= 2
+    assert "of 14 action values lie outside the checkpoint's limits: clipped." in caplog.text
 
 
 def test_imagining_writes_the_video_and_the_numbers(demonstrations, model, processor, stored, tmp_path, monkeypatch):
