@@ -33,7 +33,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  { echo "worldvla needs Python 3.10 or newer; found $$($(PYTHON) --version). Set PYTHON=/path/to/python3."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "Could not make a virtual environment. On Debian: apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[libero,train,eval,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[libero,train,eval,regions,dev]'
 	@touch $@
 
 $(SYSTEM_READY): .ci/system-packages
