@@ -48,6 +48,22 @@ class RunReports:
             }
             accelerator.init_trackers("worldvla-vqgan", config=settings)
 
+    def forget_after(self, step: int) -> None:
+        """Drop lines of `log.jsonl` that an interrupted run wrote after its last checkpoint: they come again.
+
+        Args:
+            step (`int`): the step that the run goes on from.
+        """
+        path = self.output / LOG
+        if not self.accelerator.is_main_process or not path.exists():
+            return
+        # The last line has no end if the run was killed while it wrote.
+        whole = [line for line in path.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        temporary = path.with_name(f".{LOG}")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(path)
+
     def numbers(self, step: int, values: dict[str, float]) -> None:
         """Append a line to `log.jsonl`, and tell the tracker.
 

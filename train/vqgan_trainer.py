@@ -5,6 +5,8 @@ Shapes: `B` pictures, `H, W` pixels, `h, w` code positions, `N` = B · h · w, `
 
 import logging
 import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -112,15 +114,11 @@ class VQGANTrainer:
         """Do the steps that are left, with log lines, judgements, pictures and checkpoints."""
         first_step = self._resume()
         arguments, accelerator = self.arguments, self.accelerator
-        size = arguments.batch_size
-        batches = draw_batches(len(self.learned), size * accelerator.num_processes, arguments.seed, first_step)
-        mine = slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
         progress = tqdm(
             total=arguments.max_steps, initial=first_step, desc="VQ-GAN", disable=not accelerator.is_main_process
         )
-        for done in range(first_step + 1, arguments.max_steps + 1):
-            batch = self.frames.batch(self.learned[next(batches)[mine]]).to(accelerator.device)
-            line = self.step(batch, done)
+        for done, batch in enumerate(self._batches(first_step), start=first_step + 1):
+            line = self.step(batch.to(accelerator.device), done)
             if done % arguments.log_every == 0 or done == arguments.max_steps:
                 self._log_step(line, done, progress)
             self._judge(done)
@@ -129,14 +127,27 @@ class VQGANTrainer:
             progress.update()
         progress.close()
 
+    def _batches(self, first_step: int) -> Iterator[FrameBatch]:
+        """This process's part of every batch that is left, read one ahead in a thread."""
+        arguments, size = self.arguments, self.arguments.batch_size
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        batches = draw_batches(len(self.learned), size * world, arguments.seed, first_step)
+        mine = (self.learned[batch[rank * size : (rank + 1) * size]] for batch in batches)
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            upcoming = reader.submit(self.frames.batch, next(mine))
+            for _ in range(first_step, arguments.max_steps):
+                batch, upcoming = upcoming.result(), reader.submit(self.frames.batch, next(mine))
+                yield batch
+
     def _resume(self) -> int:
         """Load the last checkpoint, if there is one; returns the steps done."""
         resumed = last_checkpoint(self.output)
-        if resumed is None:
-            return 0
-        self.accelerator.load_state(str(resumed[0]))
-        logger.info("going on from step %d", resumed[1])
-        return resumed[1]
+        step = resumed[1] if resumed else 0
+        if resumed:
+            self.accelerator.load_state(str(resumed[0]))
+            logger.info("going on from step %d", step)
+        self.reports.forget_after(step)
+        return step
 
     def step(self, batch: FrameBatch, done: int) -> dict[str, Tensor]:
         """One step of the VQ-GAN, and of its adversary where it has one.
