@@ -189,7 +189,7 @@ class WorldVLAImageTokenizer:
         """
         if self.slice_size is not None:
             return self.slice_size
-        pixels = _PIXELS_ON_CPU if self.vq_model.device.type == "cpu" else _PIXELS_ELSEWHERE
+        pixels = _PIXELS_ON_CPU if self._codebook().device.type == "cpu" else _PIXELS_ELSEWHERE
         return max(1, pixels // (height * width))
 
     @torch.no_grad()
@@ -289,7 +289,7 @@ class WorldVLAImageTokenizer:
 
     def _adopt(self, vq_model: Any) -> None:
         """Take a VQ-GAN, if it fits the vocabulary and the image size."""
-        require_full_precision(vq_model.dtype)
+        require_full_precision(vq_model.quantize.embedding.weight.dtype)
         config, unit = vq_model.config, stride_of(vq_model) * self.codes_per_grid_unit
         if config.num_vq_embeddings != self.num_image_tokens:
             raise ValueError(
@@ -314,25 +314,29 @@ class WorldVLAImageTokenizer:
             size = choose_crop_size((height, width), list_crop_sizes(self.image_size, unit))
         return resize_and_crop(pixels, size, generator)
 
+    def _codebook(self) -> torch.Tensor:
+        """The codes' vectors, in full precision. Asking them for device and dtype is quick, the VQ-GAN takes 2 ms."""
+        codebook = self.vq_model.quantize.embedding.weight
+        require_full_precision(codebook.dtype)
+        return codebook
+
     def _to_ids(self, codes: torch.Tensor) -> torch.Tensor:
         return (codes if self._code_to_offset is None else self._code_to_offset[codes]) + self.image_token_id_start
 
     def _encode_slice(self, pixels: list[np.ndarray]) -> torch.Tensor:
         """Codes (B, h, w) of pixels of one size."""
-        vq_model = self.vq_model
-        require_full_precision(vq_model.dtype)
-        colours = convert_to_colours(np.stack(pixels)).to(device=vq_model.device, dtype=vq_model.dtype)
-        with full_precision(vq_model.device.type):
+        vq_model, codebook = self.vq_model, self._codebook()
+        colours = convert_to_colours(np.stack(pixels)).to(device=codebook.device, dtype=codebook.dtype)
+        with full_precision(codebook.device.type):
             latents = vq_model.encode(colours).latents
             indices = vq_model.quantize(latents)[2][2]
         return indices.reshape(len(pixels), *latents.shape[-2:]).long().cpu()
 
     def _decode_slice(self, codes: np.ndarray) -> list[Image.Image]:
-        vq_model = self.vq_model
-        require_full_precision(vq_model.dtype)
-        shape = (*codes.shape, vq_model.quantize.embedding.embedding_dim)
-        flat = torch.from_numpy(codes.reshape(-1)).to(vq_model.device)
-        with full_precision(vq_model.device.type):
+        vq_model, codebook = self.vq_model, self._codebook()
+        shape = (*codes.shape, codebook.shape[1])
+        flat = torch.from_numpy(codes.reshape(-1)).to(codebook.device)
+        with full_precision(codebook.device.type):
             colours = vq_model.decode(flat, force_not_quantize=True, shape=shape).sample
         return convert_to_images(colours)
 
