@@ -145,7 +145,7 @@ def convert_to_colours(pixels: np.ndarray) -> torch.Tensor:
 
     Returns:
         `torch.FloatTensor` of shape `(B, 3, H, W)`: colours in [-1, 1]. Channels first in memory too: with channels
-        last the CPU is a tenth faster, but its group norm is a hundred times less exact, which changes codes.
+        last the CPU is a tenth faster, but its group norm is a thousand times less exact, which changes codes.
     """
     channels_first = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
     return torch.from_numpy(np.take(_BYTE_TO_COLOUR, channels_first))
