@@ -182,6 +182,10 @@ class VQGANArguments:
     )
     eval_every: int = field(default=500, metadata={"help": "Steps between judgements of held-out pictures."})
     eval_frames: int = field(default=128, metadata={"help": "Held-out pictures that are judged, evenly spaced."})
+    saved_dtype: str = field(
+        default="float32",
+        metadata={"help": "Weights in the file: float32, or float16 for half the bytes. Either is loaded in float32."},
+    )
     save_every: int = field(default=200, metadata={"help": "Steps between checkpoints that a new run resumes from."})
     log_every: int = field(default=20, metadata={"help": "Steps between log lines."})
     image_every: int = field(
@@ -196,6 +200,7 @@ class VQGANArguments:
         require_choice("mixed precision", self.mixed_precision, ["no", "bf16"])
         require_positive(self, "max_steps", "batch_size", "learning_rate", "revive_every", "save_every", "log_every")
         require_choice("perceptual network", self.perceptual, list(PERCEPTUAL_NETWORKS))
+        require_choice("dtype of the file", self.saved_dtype, ["float32", "float16"])
         require_choice("tracker", self.report_to, ["none", "tensorboard", "wandb", "trackio"])
         require_positive(self, "max_grad_norm", "eval_every", "eval_frames", "region_patch_size")
         require_positive(self, "discriminator_learning_rate", "discriminator_channels", "discriminator_layers")

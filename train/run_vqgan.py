@@ -7,6 +7,7 @@ Killed at any moment, the same command goes on from the last complete checkpoint
 `<output_dir>/vq_model/`, a diffusers `VQModel`. Losses and options: docs/vqgan.md.
 """
 
+import copy
 import logging
 import sys
 from dataclasses import MISSING, asdict, fields
@@ -35,7 +36,7 @@ logger = logging.getLogger("worldvla.vqgan")
 
 # Options that may change between a run and its continuation.
 FREE_OPTIONS = {"output_dir", "frame_cache", "max_steps", "save_every", "log_every", "report_to"}
-FREE_OPTIONS |= {"eval_every", "eval_frames", "image_every"}
+FREE_OPTIONS |= {"eval_every", "eval_frames", "image_every", "saved_dtype"}
 
 
 def train(arguments: VQGANArguments) -> Path:
@@ -73,7 +74,7 @@ def train(arguments: VQGANArguments) -> Path:
     trainer.run()
     if accelerator.is_main_process:
         with new_folder(output / VQ_MODEL_FOLDER) as folder:
-            trainer.final_model().vq_model.save_pretrained(folder)
+            save_model(trainer.final_model().vq_model, folder, arguments.saved_dtype)
     accelerator.wait_for_everyone()
     trainer.reports.end()
     return output / VQ_MODEL_FOLDER
@@ -102,6 +103,19 @@ def make_vq_model(arguments: VQGANArguments) -> Any:
     if arguments.vq_model is None:
         return VQModel(**vq_model_config(arguments.preset))
     return load_vq_model(arguments.vq_model).train().requires_grad_(True)
+
+
+def save_model(vq_model: Any, folder: Path, saved_dtype: str) -> None:
+    """Write a VQ-GAN; it is loaded in float32 whatever it is written in.
+
+    Args:
+        vq_model (`diffusers.VQModel`): the trained model; it stays as it is.
+        folder (`Path`): where to.
+        saved_dtype (`str`): `float32`, or `float16`: weights rounded to half the bytes.
+    """
+    if saved_dtype == "float16":
+        vq_model = copy.deepcopy(vq_model).half()
+    vq_model.save_pretrained(folder)
 
 
 def load_frames(arguments: VQGANArguments, vq_model: Any) -> FrameArray:

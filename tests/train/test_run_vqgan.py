@@ -243,3 +243,18 @@ def test_two_processes_equal_one(demonstrations, tmp_path):
     launch(*flags_of(demonstrations, two, 3, batch_size=2, **options), port=29534)
     for first, second in zip(read_log(one, "step"), read_log(two, "step"), strict=True):
         assert second == pytest.approx(first, rel=2e-3)
+
+
+def test_a_file_of_half_the_size_is_loaded_in_float32(tmp_path):
+    model = VQModel(**tokenization.vq_model_config("tiny-128"))
+    for dtype in ("float32", "float16"):
+        train.run_vqgan.save_model(model, tmp_path / dtype / "vq_model", dtype)
+    sizes = {
+        dtype: (tmp_path / dtype / "vq_model" / "diffusion_pytorch_model.safetensors").stat().st_size
+        for dtype in ("float32", "float16")
+    }
+    assert sizes["float16"] < 0.6 * sizes["float32"] and model.dtype == torch.float32
+    loaded = tokenization.load_vq_model(str(tmp_path / "float16"))
+    assert loaded.dtype == torch.float32
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight.half().float())
