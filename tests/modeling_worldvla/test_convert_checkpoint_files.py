@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from modeling_worldvla.convert_weight_files import write_weights
 from modeling_worldvla.convert_worldvla_weights_to_hf import ConvertWeightsArguments, convert_checkpoint, upload_folder
 from tokenization import LIBERO_ACTION_LIMITS, VocabularyLayout
 
-from .official_checkpoint import OFFICIAL_CONFIG, small_weights, write_checkpoint
+from .official_checkpoint import OFFICIAL_CONFIG, official_shapes, small_weights, write_checkpoint
 
 ROOT = Path(__file__).parents[2]
 Q_NORM, K_NORM = (f"model.layers.1.self_attn.{part}_norm.weight" for part in "qk")
@@ -232,52 +233,44 @@ def test_a_full_disk_leaves_nothing(convert, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(convert_worldvla_weights_to_hf.shutil, "disk_usage", lambda folder: usage)
         refused(convert, tmp_path, checkpoint, "The weights take 0.0 GiB, but `.*out` has 0.0 GiB free. Make", OSError)
-    done = run_limited(
-        checkpoint, tmp_path / "out" / "converted", "resource.setrlimit(resource.RLIMIT_FSIZE, (9**6, 9**6))"
-    )
-    assert done.returncode and "OSError: [Errno 27] File too large" in done.stderr
-    assert not list((tmp_path / "out").iterdir())
-
-
-def test_peak_memory_is_that_of_one_shard(tmp_path):
-    """Eight equal shards: the peak grows by one of them and a little, not by two and not by all."""
-    config = OFFICIAL_CONFIG | {"hidden_size": 256, "intermediate_size": 43691, "num_hidden_layers": 1}
-    config, weights = small_weights(**{key: config[key] for key in ("hidden_size", "intermediate_size")})
-    shards = 8
-    checkpoint = write_checkpoint(tmp_path / "checkpoint", weights, config, shards=shards)
-    done = run_limited(checkpoint, tmp_path / "out" / "converted", "")
-    assert done.returncode == 0, done.stderr
-    before, peak = (int(number) / 1024 for number in done.stdout.split())
-    sizes = [path.stat().st_size / 2**20 for path in checkpoint.glob("*.safetensors")]
-    assert peak - before < max(sizes) + 64 < 0.7 * sum(sizes)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))  # no file of the process may grow beyond 1 MiB
+    try:
+        refused(convert, tmp_path, checkpoint, "File too large", OSError)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 RUN = """
 import json, resource, sys
-import torch
 from modeling_worldvla import convert_worldvla_weights_to_hf as command
 def write_settings(arguments, image_size, config, folder):
     (folder / "processor_config.json").write_text(sys.argv[3])
 command.write_processor = write_settings
-arguments = command.ConvertWeightsArguments(sys.argv[1], "tokenizer", "vqgan", sys.argv[2])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-{limit}
-command.convert_checkpoint(arguments)
+command.convert_checkpoint(command.ConvertWeightsArguments(sys.argv[1], "tokenizer", "vqgan", sys.argv[2]))
 print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-def run_limited(checkpoint, output, limit):
-    """Convert in a process of its own; prints its peak memory in KiB before and after."""
+def test_peak_memory_is_that_of_one_shard(tmp_path):
+    """The peak grows by the largest shard and a little, not by twice as much and not by all of them."""
+    config = OFFICIAL_CONFIG | {"hidden_size": 256, "intermediate_size": 16384, "num_hidden_layers": 2}
+    weights = {name: torch.ones(shape) for name, shape in official_shapes(config).items()}
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", weights, config, shards=6)
     settings = {"vocabulary": VocabularyLayout.official().to_dict(), "action_limits": {"libero": LIBERO_ACTION_LIMITS}}
-    return subprocess.run(
-        [sys.executable, "-c", RUN.replace("{limit}", limit), str(checkpoint), str(output), json.dumps(settings)],
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(checkpoint), str(tmp_path / "converted"), json.dumps(settings)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
+    assert done.returncode == 0, done.stderr
+    before, peak = (int(number) / 2**10 for number in done.stdout.split())
+    sizes = [path.stat().st_size / 2**20 for path in checkpoint.glob("*.safetensors")]
+    assert peak - before < max(sizes) + 48 < min(2 * max(sizes), 0.7 * sum(sizes))
 
 
 def test_writer_aligns_and_keeps_every_kind_of_weight(tmp_path):

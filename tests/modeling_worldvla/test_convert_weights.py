@@ -13,7 +13,12 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
 
 import tokenization  # registers the processor with the Auto classes
-from modeling_worldvla import WorldVLAConfig
+from modeling_worldvla import WorldVLAConfig, convert_worldvla_weights_to_hf
+from modeling_worldvla.convert_worldvla_weights_to_hf import (
+    ConvertWeightsArguments,
+    convert_checkpoint,
+    write_processor,
+)
 
 from .official_checkpoint import recorded_weights, write_checkpoint, write_tokenizers
 from .test_masking import MALFORMED
@@ -151,3 +156,40 @@ def test_the_folder_acts_in_a_process_without_our_packages(converted, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "WorldVLAModel (1, 10, 7) True"
+
+
+@pytest.mark.parametrize(
+    ("stderr", "kind", "message"),
+    [
+        (
+            "Traceback\nOSError: first\nTraceback\nFileNotFoundError: No file `a/vqgan.yaml`.",
+            FileNotFoundError,
+            "do not convert: No file `a/vqgan.yaml`. text_tokenizer.json, vqgan.ckpt and vqgan.yaml are the folder",
+        ),
+        (
+            "Traceback\npickle.UnpicklingError: x\n\nValueError: two\nlines\n",
+            ValueError,
+            "do not convert: two\nlines$",
+        ),
+        ("No module named tokenization", ValueError, "do not convert: No module named tokenization$"),
+        ("", ValueError, "do not convert: exit status 3$"),
+    ],
+)
+def test_what_the_tokenizers_command_says_is_passed_on(tmp_path, monkeypatch, stderr, kind, message):
+    (tmp_path / "text_tokenizer.json").touch()
+    failed = subprocess.CompletedProcess([], 3, "", stderr)
+    monkeypatch.setattr(convert_worldvla_weights_to_hf.subprocess, "run", lambda *given, **options: failed)
+    arguments = ConvertWeightsArguments("checkpoint", str(tmp_path), str(tmp_path), "out")
+    with pytest.raises(kind, match=message):
+        write_processor(arguments, 256, WorldVLAConfig(), tmp_path)
+
+
+def test_missing_tokenizers_are_named_and_nothing_is_left(weights, tmp_path):
+    checkpoint, tokenizer = write_checkpoint(tmp_path / "checkpoint", weights), tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    arguments = ConvertWeightsArguments(str(checkpoint), str(tokenizer), str(tokenizer), str(tmp_path / "out" / "new"))
+    for name in ("text_tokenizer.json", "vqgan.ckpt"):
+        with pytest.raises(FileNotFoundError, match=f"No file `.*{name}`.* Alibaba-DAMO-Academy/WorldVLA.*Meta"):
+            convert_checkpoint(arguments)
+        assert not list((tmp_path / "out").iterdir())
+        (tokenizer / name).touch()
