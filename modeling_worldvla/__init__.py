@@ -7,6 +7,7 @@ travels with every checkpoint, so that `trust_remote_code=True` works where the 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .configuration_worldvla import WorldVLAConfig
+from .generation_worldvla import WorldVLAActionChunkOutput, WorldVLAFrameOutput
 from .loss_worldvla import count_labels
 from .masking_worldvla import build_action_attention_mask
 from .modeling_worldvla import (
@@ -24,9 +25,11 @@ AutoModel.register(WorldVLAConfig, WorldVLAModel, exist_ok=True)
 AutoModelForCausalLM.register(WorldVLAConfig, WorldVLAForCausalLM, exist_ok=True)
 
 __all__ = [
+    "WorldVLAActionChunkOutput",
     "WorldVLACausalLMOutput",
     "WorldVLAConfig",
     "WorldVLAForCausalLM",
+    "WorldVLAFrameOutput",
     "WorldVLAModel",
     "WorldVLAPreTrainedModel",
     "build_action_attention_mask",

@@ -1,19 +1,73 @@
 """Decoding: action chunks in parallel, frames under their grammar, and what `generate` needs.
 
 Shapes: B batch, P prompt tokens, K chunk, D action dims, h x w image codes, S keys (cached and new). See
-docs/decoding.md for why the chunk may be decoded in parallel.
+docs/decoding.md for why the chunk may be decoded in parallel, and frames by draft.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.utils import ModelOutput
 
 from .masking_worldvla import combine_masks, compute_action_block_ids
-from .prompt_checks_worldvla import check_chunk_size, check_length, check_prompt, last_image_size
+from .prompt_checks_worldvla import check_chunk_size, check_draft, check_length, check_prompt, last_image_blocks
+from .sampling_worldvla import Choice, SamplingOptions, TokenChooser
+from .stream_decoding_worldvla import DecodedStream, Draft, StreamDecoder
+
+
+@dataclass
+class WorldVLAActionChunkOutput(ModelOutput):
+    """What `predict_action_chunk` returns on request.
+
+    Log-probabilities and entropies (nats) are the model's own among the action tokens, before temperature, top-k and
+    top-p.
+
+    Args:
+        action_ids (`torch.LongTensor` of shape `(B, K, D)`): action token ids.
+        log_probs (`torch.FloatTensor` of shape `(B, K, D)`): of the ids chosen.
+        entropies (`torch.FloatTensor` of shape `(B, K, D)`): of the distributions they were chosen from.
+        num_forwards (`int`): forwards of the model, the one over the prompt included.
+        tokens_per_forward (`float`): tokens of a chunk, markers included, over `num_forwards`.
+    """
+
+    action_ids: torch.Tensor | None = None
+    log_probs: torch.Tensor | None = None
+    entropies: torch.Tensor | None = None
+    num_forwards: int | None = None
+    tokens_per_forward: float | None = None
+
+
+@dataclass
+class WorldVLAFrameOutput(ModelOutput):
+    """What `predict_next_frame` returns on request.
+
+    Log-probabilities and entropies (nats) are the model's own among the image tokens, before temperature, top-k and
+    top-p.
+
+    Args:
+        image_ids (`torch.LongTensor` of shape `(B, h, w)`): image token ids.
+        log_probs (`torch.FloatTensor` of shape `(B, h, w)`): of the ids chosen.
+        entropies (`torch.FloatTensor` of shape `(B, h, w)`): of the distributions they were chosen from.
+        mean_log_prob (`torch.FloatTensor` of shape `(B,)`): of a frame's codes.
+        mean_entropy (`torch.FloatTensor` of shape `(B,)`): of a frame's codes.
+        num_forwards (`int`): forwards of the model, the one over the prompt included.
+        tokens_per_forward (`float`): tokens of a frame, markers included, over `num_forwards`.
+        acceptance_rate (`torch.FloatTensor` of shape `(B,)`): share of the codes that their draft had right; absent
+            with `draft="none"`.
+    """
+
+    image_ids: torch.Tensor | None = None
+    log_probs: torch.Tensor | None = None
+    entropies: torch.Tensor | None = None
+    mean_log_prob: torch.Tensor | None = None
+    mean_entropy: torch.Tensor | None = None
+    num_forwards: int | None = None
+    tokens_per_forward: float | None = None
+    acceptance_rate: torch.Tensor | None = None
 
 
 class WorldVLAGenerationMixin(GenerationMixin):
@@ -71,9 +125,18 @@ class WorldVLAGenerationMixin(GenerationMixin):
 
     @torch.no_grad()
     def predict_action_chunk(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, chunk_size: int | None = None
-    ) -> torch.Tensor:
-        """Predict the next K actions, greedily.
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        chunk_size: int | None = None,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | None = None,
+        return_dict_in_generate: bool = False,
+    ) -> torch.Tensor | WorldVLAActionChunkOutput:
+        """Predict the next K actions, greedily or by chance.
 
         With the action attention mask the actions of a chunk do not depend on each other, so all K are decoded at
         once, in D forwards; the result is that of decoding token by token. Without the mask they do, and are decoded
@@ -84,25 +147,52 @@ class WorldVLAGenerationMixin(GenerationMixin):
             attention_mask (`torch.Tensor` of shape `(B, P)`, *optional*): non-zero at real tokens; by default
                 everything after leading padding tokens is real.
             chunk_size (`int`, *optional*): K; by default `config.chunk_size`.
+            do_sample (`bool`): draw from the model's distribution instead of taking the likeliest bins.
+            temperature (`float`): divides the logits, when drawing.
+            top_k (`int`, *optional*): draw among so many likeliest ids only.
+            top_p (`float`, *optional*): draw among the fewest likeliest ids that have this probability together.
+            generator (`torch.Generator`, *optional*): where the chance comes from; on the model's device.
+            return_dict_in_generate (`bool`): return log-probabilities and counts too.
 
         Returns:
-            `torch.LongTensor` of shape `(B, K, D)`: action token ids.
+            `torch.LongTensor` of shape `(B, K, D)`: action token ids; or a `WorldVLAActionChunkOutput`.
 
         Raises:
             ValueError: if a prompt is malformed, does not end in the separator, is padded on the right or leaves no
-                room for the chunk, or if `chunk_size` is below 1.
+                room for the chunk, if `chunk_size` is below 1, or as `SamplingOptions`.
 
         References:
-            WorldVLA (arXiv 2506.21539) section 3.3. The official code decodes one token at a time.
+            WorldVLA (arXiv 2506.21539) section 3.3. The official code decodes one token at a time, greedily.
         """
-        chunk_size = check_chunk_size(chunk_size, self.config)
-        input_ids, real = check_prompt(input_ids, attention_mask, self.config, self.config.boa_token_id, self.device)
-        check_length(real, chunk_size * self.config.action_block_length, self.config)
-        if self.config.use_action_attention_mask:
-            return self._decode_chunk_in_parallel(input_ids, real, chunk_size)
-        return self._decode_chunk_in_sequence(input_ids, real, chunk_size)
+        config, options = self.config, SamplingOptions(do_sample, temperature, top_k, top_p, generator)
+        chunk_size = check_chunk_size(chunk_size, config)
+        input_ids, real = check_prompt(input_ids, attention_mask, config, config.boa_token_id, self.device)
+        num_tokens = chunk_size * config.action_block_length
+        check_length(real, num_tokens, config)
+        actions = (config.action_token_id_start, config.num_action_tokens)
+        chooser = TokenChooser(self.lm_head, *actions, options, with_scores=return_dict_in_generate)
+        uniforms = options.draw(len(input_ids), chunk_size * config.action_dim, self.device)
+        decode = self._decode_chunk_in_parallel if config.use_action_attention_mask else self._decode_chunk_in_sequence
+        decoded = decode(input_ids, real, chunk_size, chooser, uniforms)
+        shape = (len(input_ids), chunk_size, config.action_dim)
+        if not return_dict_in_generate or decoded.log_probs is None or decoded.entropies is None:
+            return decoded.token_ids.view(shape)
+        return WorldVLAActionChunkOutput(
+            action_ids=decoded.token_ids.view(shape),
+            log_probs=decoded.log_probs.view(shape),
+            entropies=decoded.entropies.view(shape),
+            num_forwards=decoded.num_forwards,
+            tokens_per_forward=num_tokens / decoded.num_forwards,
+        )
 
-    def _decode_chunk_in_parallel(self, input_ids: torch.Tensor, real: torch.Tensor, chunk_size: int) -> torch.Tensor:
+    def _decode_chunk_in_parallel(
+        self,
+        input_ids: torch.Tensor,
+        real: torch.Tensor,
+        chunk_size: int,
+        chooser: TokenChooser,
+        uniforms: torch.Tensor | None,
+    ) -> DecodedStream:
         """Decode K independent action blocks side by side; step j feeds the j-th token of all of them."""
         batch, length = input_ids.shape
         config, device = self.config, input_ids.device
@@ -117,74 +207,107 @@ class WorldVLAGenerationMixin(GenerationMixin):
         positions = torch.cat([_positions(real), block_starts], dim=1)
         tokens = torch.full((batch, chunk_size), config.boa_token_id, device=device)
         cache = DynamicCache(config=config)
-        chosen: list[torch.Tensor] = []
+        choices: list[Choice] = []
         hidden_states = self._extend(torch.cat([input_ids, tokens], dim=1), mask, positions, cache)[:, length:]
-        for step in range(1, config.action_dim + 1):
-            tokens = self._best_token(hidden_states, config.action_token_id_start, config.num_action_tokens)
-            chosen.append(tokens)
-            if step < config.action_dim:
+        for step in range(config.action_dim):
+            if step:
                 mask = torch.cat([visible, itself.repeat(1, 1, step + 1)], dim=2)
-                hidden_states = self._extend(tokens, mask, block_starts + step, cache)
-        return torch.stack(chosen, dim=2)
+                hidden_states = self._extend(choices[-1].token_ids, mask, block_starts + step, cache)
+            step_uniforms = None if uniforms is None else uniforms.view(batch, chunk_size, -1)[:, :, step]
+            choices.append(chooser.choose(hidden_states, step_uniforms))
+        log_probs = _side_by_side([choice.log_probs for choice in choices])
+        entropies = _side_by_side([choice.entropies for choice in choices])
+        token_ids = torch.stack([choice.token_ids for choice in choices], dim=2).flatten(1)
+        return DecodedStream(token_ids, log_probs, entropies, config.action_dim, None)
 
-    def _decode_chunk_in_sequence(self, input_ids: torch.Tensor, real: torch.Tensor, chunk_size: int) -> torch.Tensor:
+    def _decode_chunk_in_sequence(
+        self,
+        input_ids: torch.Tensor,
+        real: torch.Tensor,
+        chunk_size: int,
+        chooser: TokenChooser,
+        uniforms: torch.Tensor | None,
+    ) -> DecodedStream:
         """Decode K action blocks one after the other; the markers between two are fed with the next token."""
         config = self.config
-        markers = input_ids.new_tensor([config.eoa_token_id, config.boa_token_id]).expand(len(input_ids), 2)
-        decoder = _CausalDecoder(self, input_ids, real, markers[:, 1:])
-        chosen: list[torch.Tensor] = []
-        for index in range(chunk_size * config.action_dim):
-            if index:
-                tokens = chosen[-1] if index % config.action_dim else torch.cat([chosen[-1], markers], dim=1)
-                decoder.feed(tokens)
-            chosen.append(
-                self._best_token(decoder.hidden_states, config.action_token_id_start, config.num_action_tokens)
-            )
-        return torch.cat(chosen, dim=1).view(-1, chunk_size, config.action_dim)
+        block = [config.boa_token_id, *[config.action_token_id_start] * config.action_dim, config.eoa_token_id]
+        stream = input_ids.new_tensor(block * chunk_size)
+        free = stream == config.action_token_id_start
+        stream = stream.expand(len(input_ids), -1)
+        return StreamDecoder(self, input_ids, real, stream, free, chooser, uniforms, "none").decode()
 
     @torch.no_grad()
-    def predict_next_frame(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Imagine the frame that follows, greedily, in the size of the last frame of the prompt.
+    def predict_next_frame(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        draft: Draft = "jacobi",
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | None = None,
+        return_dict_in_generate: bool = False,
+    ) -> torch.Tensor | WorldVLAFrameOutput:
+        """Imagine the frame that follows, in the size of the last frame of the prompt.
 
         Only image tokens are chosen from. The begin of the image and its size are fed with the prompt, the end of a
-        row with the code before it, so that none of them costs a forward of its own.
+        row with the code before it, so that none of them costs a forward of its own. The last frame of the prompt is
+        the draft of the next: several of its codes are verified in one forward. The result does not depend on the
+        draft, whether greedy or drawn with the same generator.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, P)`): world-model prompts, padded on the left.
             attention_mask (`torch.Tensor` of shape `(B, P)`, *optional*): non-zero at real tokens; by default
                 everything after leading padding tokens is real.
+            draft (`str`): `"last_frame"` drafts with the codes of the last frame; `"jacobi"` begins with them and goes
+                on with what the model itself chose, from unfinished context, in an earlier forward; `"none"` decodes
+                one code per forward.
+            do_sample (`bool`): draw from the model's distribution instead of taking the likeliest codes.
+            temperature (`float`): divides the logits, when drawing.
+            top_k (`int`, *optional*): draw among so many likeliest ids only.
+            top_p (`float`, *optional*): draw among the fewest likeliest ids that have this probability together.
+            generator (`torch.Generator`, *optional*): where the chance comes from; on the model's device.
+            return_dict_in_generate (`bool`): return log-probabilities, entropies and counts too.
 
         Returns:
-            `torch.LongTensor` of shape `(B, h, w)`: image token ids.
+            `torch.LongTensor` of shape `(B, h, w)`: image token ids; or a `WorldVLAFrameOutput`.
 
         Raises:
             ValueError: if a prompt is malformed, holds no image, does not end in the separator, is padded on the right
-                or leaves no room for the frame, or if the last images of the batch differ in size.
+                or leaves no room for the frame, if the last images of the batch differ in size, if `draft` is
+                unknown, or as `SamplingOptions`.
 
         References:
-            WorldVLA (arXiv 2506.21539) section 3.2.
+            WorldVLA (arXiv 2506.21539) section 3.2; speculative decoding, Leviathan et al. (arXiv 2211.17192); Jacobi
+            decoding, Santilli et al. (arXiv 2305.10427).
         """
-        config = self.config
+        config, options = self.config, SamplingOptions(do_sample, temperature, top_k, top_p, generator)
+        check_draft(draft)
         input_ids, real = check_prompt(input_ids, attention_mask, config, config.boi_token_id, self.device)
-        height, width = last_image_size(input_ids, real, config)
-        check_length(real, 4 + height * (width + 1), config)
-        opening = input_ids.new_tensor(
-            [
-                config.boi_token_id,
-                config.grid_token_id_start + height // config.codes_per_grid_unit,
-                config.grid_token_id_start + width // config.codes_per_grid_unit,
-            ]
+        stream, height, width = last_image_blocks(input_ids, real, config)
+        num_tokens = 4 + height * (width + 1)
+        check_length(real, num_tokens, config)
+        codes = (config.image_token_id_start, config.num_image_tokens)
+        chooser = TokenChooser(self.lm_head, *codes, options, with_scores=return_dict_in_generate)
+        uniforms = options.draw(len(input_ids), height * width, self.device)
+        free = torch.arange(stream.shape[1], device=self.device) - 2
+        free = (free > 0) & (free % (width + 1) != 0)
+        stream[:, 3 + width :: width + 1] = config.eol_token_id
+        decoded = StreamDecoder(self, input_ids, real, stream, free, chooser, uniforms, draft).decode()
+        shape = (len(input_ids), height, width)
+        if not return_dict_in_generate or decoded.log_probs is None or decoded.entropies is None:
+            return decoded.token_ids.view(shape)
+        return WorldVLAFrameOutput(
+            image_ids=decoded.token_ids.view(shape),
+            log_probs=decoded.log_probs.view(shape),
+            entropies=decoded.entropies.view(shape),
+            mean_log_prob=decoded.log_probs.mean(dim=1),
+            mean_entropy=decoded.entropies.mean(dim=1),
+            num_forwards=decoded.num_forwards,
+            tokens_per_forward=num_tokens / decoded.num_forwards,
+            acceptance_rate=decoded.acceptance_rate,
         )
-        row_end = input_ids.new_tensor([config.eol_token_id]).expand(len(input_ids), 1)
-        decoder = _CausalDecoder(self, input_ids, real, opening.expand(len(input_ids), 3))
-        chosen: list[torch.Tensor] = []
-        for index in range(height * width):
-            if index:
-                decoder.feed(chosen[-1] if index % width else torch.cat([chosen[-1], row_end], dim=1))
-            chosen.append(
-                self._best_token(decoder.hidden_states, config.image_token_id_start, config.num_image_tokens)
-            )
-        return torch.cat(chosen, dim=1).view(-1, height, width)
 
     def _extend(self, tokens: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
         """Run tokens `(B, Q)` on top of the cache under a boolean mask `(B, Q, S)`; returns `(B, Q, H)`."""
@@ -198,52 +321,11 @@ class WorldVLAGenerationMixin(GenerationMixin):
         )
         return outputs.last_hidden_state
 
-    def _best_token(self, hidden_states: torch.Tensor, first_id: int, num_ids: int) -> torch.Tensor:
-        """Choose the likeliest id of one range, projecting on its rows of the head alone: `(B, Q, H)` to `(B, Q)`."""
-        if type(self.lm_head) is nn.Linear:
-            logits = F.linear(hidden_states, self.lm_head.weight[first_id : first_id + num_ids])
-        else:  # an adapter or a quantised layer, whose rows cannot be taken apart
-            logits = self.lm_head(hidden_states)[..., first_id : first_id + num_ids]
-        return logits.argmax(dim=-1) + first_id
 
-
-class _CausalDecoder:
-    """Feeds tokens to a model whose new tokens see every real token before them.
-
-    Args:
-        model (`WorldVLAForCausalLM`): the model.
-        input_ids (`torch.LongTensor` of shape `(B, P)`): prompts, padded on the left.
-        real (`torch.BoolTensor` of shape `(B, P)`): which of them are real.
-        opening (`torch.LongTensor` of shape `(B, O)`): forced tokens, run together with the prompt. The action rule is
-            applied to prompt and opening as a whole: after the begin of an image, as in training, earlier actions are
-            plainly causal.
-    """
-
-    def __init__(
-        self, model: WorldVLAGenerationMixin, input_ids: torch.Tensor, real: torch.Tensor, opening: torch.Tensor
-    ) -> None:
-        self.model, self.cache = model, DynamicCache(config=model.config)
-        self.real = F.pad(real, (0, opening.shape[1]), value=True)
-        tokens = torch.cat([input_ids, opening], dim=1)
-        block_ids = compute_action_block_ids(tokens, model.config) if model.config.use_action_attention_mask else None
-        length = tokens.shape[1]
-        mask = combine_masks(block_ids, self.real, length, length, 0, tokens.device)
-        positions = _positions(self.real)
-        self.position = positions[:, -1:]
-        self.hidden_states = model._extend(tokens, mask, positions, self.cache)[:, -1:]
-
-    def feed(self, tokens: torch.Tensor) -> None:
-        """Run tokens `(B, Q)`; `hidden_states` is then the output `(B, 1, H)` at the last of them."""
-        count = tokens.shape[1]
-        past_length = self.real.shape[1]
-        self.real = F.pad(self.real, (0, count), value=True)
-        if count == 1:
-            mask = self.real[:, None]
-        else:
-            mask = combine_masks(None, self.real, count, past_length + count, past_length, tokens.device)
-        positions = self.position + torch.arange(1, count + 1, device=tokens.device)
-        self.position = positions[:, -1:]
-        self.hidden_states = self.model._extend(tokens, mask, positions, self.cache)[:, -1:]
+def _side_by_side(steps: list[torch.Tensor | None]) -> torch.Tensor | None:
+    """Join what each step gave, D times `(B, K)`, to `(B, K * D)`; `None` where nothing was asked for."""
+    given = [step for step in steps if step is not None]
+    return torch.stack(given, dim=2).flatten(1) if given else None
 
 
 def _positions(real: torch.Tensor) -> torch.Tensor:
@@ -251,4 +333,4 @@ def _positions(real: torch.Tensor) -> torch.Tensor:
     return (real.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
-__all__ = ["WorldVLAGenerationMixin"]
+__all__ = ["WorldVLAActionChunkOutput", "WorldVLAFrameOutput", "WorldVLAGenerationMixin"]

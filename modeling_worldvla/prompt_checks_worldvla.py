@@ -3,10 +3,13 @@
 Shapes: B batch, P prompt tokens.
 """
 
+import difflib
+
 import torch
 
 from .configuration_worldvla import WorldVLAConfig
 from .masking_worldvla import check_markers
+from .stream_decoding_worldvla import DRAFTS
 
 
 def check_chunk_size(chunk_size: int | None, config: WorldVLAConfig) -> int:
@@ -30,6 +33,23 @@ def check_chunk_size(chunk_size: int | None, config: WorldVLAConfig) -> int:
             f"{config.chunk_size} actions (`config.chunk_size`)."
         )
     return chunk_size
+
+
+def check_draft(draft: str) -> None:
+    """Refuse a draft that does not exist.
+
+    Args:
+        draft (`str`): what was asked for.
+
+    Raises:
+        ValueError: if it is none of `DRAFTS`.
+    """
+    if draft not in DRAFTS:
+        close = difflib.get_close_matches(str(draft), DRAFTS, n=1, cutoff=0.5)
+        meant = f" Did you mean `{close[0]}`?" if close else ""
+        raise ValueError(
+            f"Unknown draft `{draft}`. Choose one of: {', '.join(f'`{name}`' for name in DRAFTS)}.{meant}"
+        )
 
 
 def check_prompt(
@@ -110,8 +130,10 @@ def check_length(real: torch.Tensor, num_new_tokens: int, config: WorldVLAConfig
         )
 
 
-def last_image_size(input_ids: torch.Tensor, real: torch.Tensor, config: WorldVLAConfig) -> tuple[int, int]:
-    """Read the size of the last image of every prompt, which must be one and the same.
+def last_image_blocks(
+    input_ids: torch.Tensor, real: torch.Tensor, config: WorldVLAConfig
+) -> tuple[torch.Tensor, int, int]:
+    """Read the last image of every prompt; all must have one size.
 
     Args:
         input_ids (`torch.LongTensor` of shape `(B, P)`): checked prompts.
@@ -119,23 +141,25 @@ def last_image_size(input_ids: torch.Tensor, real: torch.Tensor, config: WorldVL
         config (`WorldVLAConfig`): token ids.
 
     Returns:
-        `tuple[int, int]`: height and width, in codes.
+        the image blocks without their end, `torch.LongTensor` of shape `(B, 3 + h * (w + 1))`, and height and width in
+        codes.
 
     Raises:
         ValueError: if a prompt holds no image, its last image is not laid out as its size says, or sizes differ.
     """
     rows = range(len(input_ids))
-    sizes = [_row_image_size(row, input_ids[row][real[row]].tolist(), config) for row in rows]
+    images = [_last_image_of_row(row, input_ids[row][real[row]].tolist(), config) for row in rows]
+    sizes = [size for _, size in images]
     if len(set(sizes)) > 1:
         raise ValueError(
             "The last images of a batch must have one size, got (height x width in codes) "
             f"{', '.join(f'{height} x {width}' for height, width in sizes)}. Call once per size."
         )
-    return sizes[0]
+    return input_ids.new_tensor([block for block, _ in images]), *sizes[0]
 
 
-def _row_image_size(row: int, tokens: list[int], config: WorldVLAConfig) -> tuple[int, int]:
-    """Find the last image block of one prompt and check its layout."""
+def _last_image_of_row(row: int, tokens: list[int], config: WorldVLAConfig) -> tuple[list[int], tuple[int, int]]:
+    """Find the last image block of one prompt and check its layout; returns it without its end, and its size."""
     begin = len(tokens) - 1 - tokens[::-1].index(config.boi_token_id) if config.boi_token_id in tokens else None
     if begin is None:
         raise ValueError(
@@ -150,7 +174,7 @@ def _row_image_size(row: int, tokens: list[int], config: WorldVLAConfig) -> tupl
             f"An image block must be begin, two grid sizes, rows of codes and end, but the one at real token {begin} "
             f"of row {row} has grid sizes {grid} and {end - begin + 1} tokens. Build prompts with the processor."
         )
-    return height, width
+    return tokens[begin:end], (height, width)
 
 
-__all__ = ["check_chunk_size", "check_length", "check_prompt", "last_image_size"]
+__all__ = ["check_chunk_size", "check_draft", "check_length", "check_prompt", "last_image_blocks"]

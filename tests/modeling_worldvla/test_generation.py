@@ -69,8 +69,9 @@ def test_a_frame_decoded_folded_equals_token_by_token(seed, variant):
     two_actions = [0, *writer.text(4), *writer.image(2, 2), *writer.action(), *writer.action()]
     two_actions += [*writer.image(height, width), *writer.action(), *writer.action(), 6]
     ids, mask = pad_left([short, two_actions])
-    frame = model.predict_next_frame(ids, mask)
-    assert frame.tolist() == [frame_token_by_token(model, prompt, height, width) for prompt in (short, two_actions)]
+    expected = [frame_token_by_token(model, prompt, height, width) for prompt in (short, two_actions)]
+    for draft in ("none", "last_frame", "jacobi"):
+        assert model.predict_next_frame(ids, mask, draft=draft).tolist() == expected
 
 
 def test_forwards_are_folded():
@@ -82,7 +83,7 @@ def test_forwards_are_folded():
     assert calls == [ids.shape[1] + 5, 5, 5]
     calls.clear()
     ids = torch.tensor([Writer().world_model(height=2, width=4)[0]])
-    model.predict_next_frame(ids)
+    model.predict_next_frame(ids, draft="none")
     assert calls == [ids.shape[1] + 3, 1, 1, 1, 2, 1, 1, 1]
 
 

@@ -1,0 +1,156 @@
+"""Choosing tokens: greedily or by chance, among the ids that the grammar allows.
+
+Shapes: B batch, Q positions, H hidden size, A ids that are allowed.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How tokens are chosen; the names are those of `generate`.
+
+    Args:
+        do_sample (`bool`): draw from the model's distribution; `False` takes the likeliest token.
+        temperature (`float`): divides the logits.
+        top_k (`int`, *optional*): draw among so many likeliest tokens only.
+        top_p (`float`, *optional*): draw among the fewest likeliest tokens that have this probability together.
+        generator (`torch.Generator`, *optional*): where the chance comes from; on the model's device.
+
+    Raises:
+        ValueError: if an option is out of range, or given without `do_sample`.
+    """
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if not self.do_sample:
+            given = {"temperature": self.temperature != 1.0, "top_k": self.top_k is not None}
+            given |= {"top_p": self.top_p is not None, "generator": self.generator is not None}
+            names = ", ".join(f"`{name}`" for name, is_given in given.items() if is_given)
+            if names:
+                raise ValueError(
+                    f"Greedy decoding leaves nothing to chance, got {names} without `do_sample`. Add "
+                    "`do_sample=True`, or leave them out."
+                )
+        if not (0 < self.temperature < math.inf):
+            raise ValueError(
+                f"`temperature` must be a number above 0, got {self.temperature!r}. For the likeliest token, leave "
+                "out `do_sample`."
+            )
+        if self.top_k is not None and (
+            isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 1
+        ):
+            raise ValueError(
+                f"`top_k` must be a whole number of at least 1, got {self.top_k!r}. Leave it out to draw among all."
+            )
+        if self.top_p is not None and not (0 < self.top_p <= 1):
+            raise ValueError(
+                f"`top_p` must lie above 0 and at most at 1, got {self.top_p!r}. Leave it out to draw among all."
+            )
+
+    def draw(self, batch_size: int, count: int, device: torch.device) -> torch.Tensor | None:
+        """Draw all the chance that an answer needs, one number per token that is to be chosen.
+
+        Token i of a row depends on number i of that row and on the tokens before it, so that an answer does not depend
+        on how many of its tokens are computed at once.
+
+        Args:
+            batch_size (`int`): B.
+            count (`int`): tokens to choose in each row.
+            device (`torch.device`): where the model is.
+
+        Returns:
+            `torch.FloatTensor` of shape `(B, count)` in [0, 1), or `None` when greedy.
+
+        Raises:
+            ValueError: if the generator is on another kind of device.
+        """
+        if not self.do_sample:
+            return None
+        if self.generator is not None and self.generator.device.type != device.type:
+            raise ValueError(
+                f"`generator` must be on the model's device {device}, got one on {self.generator.device}. Make it "
+                f"with `torch.Generator('{device}')`."
+            )
+        return torch.rand(batch_size, count, generator=self.generator, device=device)
+
+
+class Choice(NamedTuple):
+    """Chosen ids and, on request, how sure the model was: three tensors `(B, Q)`."""
+
+    token_ids: torch.Tensor
+    log_probs: torch.Tensor | None
+    entropies: torch.Tensor | None
+
+
+class TokenChooser:
+    """Chooses ids of one range, projecting hidden states on its rows of the head alone.
+
+    Args:
+        lm_head (`torch.nn.Module`): projection from H to the vocabulary.
+        first_id (`int`): the first id that is allowed.
+        num_ids (`int`): A.
+        options (`SamplingOptions`): how to choose.
+        with_scores (`bool`): whether log-probabilities and entropies are wanted. They are those of the model among
+            the ids that are allowed, before temperature, top-k and top-p.
+    """
+
+    def __init__(
+        self, lm_head: Any, first_id: int, num_ids: int, options: SamplingOptions, with_scores: bool = False
+    ) -> None:
+        self.lm_head, self.first_id, self.num_ids = lm_head, first_id, num_ids
+        self.options, self.with_scores = options, with_scores
+
+    def choose(self, hidden_states: torch.Tensor, uniforms: torch.Tensor | None) -> Choice:
+        """Choose the token that follows each hidden state.
+
+        Args:
+            hidden_states (`torch.FloatTensor` of shape `(B, Q, H)`): output of the decoder.
+            uniforms (`torch.FloatTensor` of shape `(B, Q)` or `None`): chance, see `SamplingOptions.draw`.
+
+        Returns:
+            `Choice`.
+        """
+        rows = slice(self.first_id, self.first_id + self.num_ids)
+        if type(self.lm_head) is nn.Linear:
+            logits = F.linear(hidden_states, self.lm_head.weight[rows])
+        else:  # an adapter or a quantised layer, whose rows cannot be taken apart
+            logits = self.lm_head(hidden_states)[..., rows]
+        index = logits.argmax(dim=-1) if uniforms is None else self._draw(logits.float(), uniforms)
+        if not self.with_scores:
+            return Choice(index + self.first_id, None, None)
+        log_probs = logits.float().log_softmax(dim=-1)
+        entropies = -(log_probs.exp() * log_probs).sum(dim=-1)
+        return Choice(index + self.first_id, log_probs.gather(-1, index[..., None])[..., 0], entropies)
+
+    def _draw(self, logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+        """Draw by the inverse of the cumulative distribution: `(B, Q, A)` and `(B, Q)` to `(B, Q)`."""
+        logits = logits / self.options.temperature
+        if self.options.top_k is not None and self.options.top_k < self.num_ids:
+            least = logits.topk(self.options.top_k, dim=-1).values[..., -1:]
+            logits = logits.masked_fill(logits < least, -math.inf)
+        if self.options.top_p is not None:
+            ordered, order = logits.sort(dim=-1, descending=True)
+            probs = ordered.softmax(dim=-1)
+            ordered = ordered.masked_fill(probs.cumsum(dim=-1) - probs >= self.options.top_p, -math.inf)
+            logits = torch.empty_like(logits).scatter_(-1, order, ordered)
+        cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
+        total = cumulative[..., -1:]
+        # Rounding must not carry the number to the total: past the last id that has any probability.
+        place = torch.minimum(uniforms[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
+        return torch.searchsorted(cumulative, place, right=True)[..., 0]
+
+
+__all__ = ["Choice", "SamplingOptions", "TokenChooser"]
