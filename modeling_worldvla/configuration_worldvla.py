@@ -26,6 +26,7 @@ POSITIVE_SIZES = (
     "n_obs_steps",
     "world_model_history",
 )
+LOSS_FORMS = ("paper", "official")
 SINGLE_TOKENS = (
     "bos_token_id",
     "pad_token_id",
@@ -63,7 +64,14 @@ class WorldVLAConfig(PreTrainedConfig):
         use_cache (`bool`): return a key/value cache by default.
         use_action_attention_mask (`bool`): actions of a chunk do not see each other (paper section 3.3).
         world_model_loss_weight (`float`): alpha of `L = L_action + alpha * L_world`.
-        z_loss_weight (`float`): weight of the mean squared log-partition.
+        loss_form (`str`): "paper" (by role, over the whole optimizer step) or "official" (by class weights, over the
+            micro-batch).
+        loss_weight_ranges (`list` of `[first id, last id, weight]`): class weights of the official form; labels
+            outside weigh 1. By default those of the official code, where image tokens are 4 … 8195: it is off by one.
+        z_loss_weight (`float`): weight of the mean squared log-partition (official code: 1e-5).
+        label_smoothing (`float`): share of a label that is spread evenly over the vocabulary.
+        loss_chunk_size (`int`, *optional*): most labelled tokens whose logits exist at once; by default as many as
+            have 256 MiB of them.
         bos_token_id, pad_token_id, eos_token_id (`int`): begin of a sequence, padding, end of a text.
         boi_token_id, eoi_token_id (`int`): begin and end of an image block.
         eol_token_id (`int`): end of a row of image codes.
@@ -79,7 +87,8 @@ class WorldVLAConfig(PreTrainedConfig):
         world_model_history (`int`): frame-action pairs in a world-model prompt.
 
     Raises:
-        ValueError: if a size is not positive, the heads do not divide, or token ids overlap or leave the vocabulary.
+        ValueError: if a size is not positive, the heads do not divide, token ids overlap or leave the vocabulary, or
+            a loss cannot be computed.
 
     References:
         WorldVLA (arXiv 2506.21539) section 3; Chameleon (arXiv 2405.09818) section 2.2 for the network.
@@ -118,7 +127,11 @@ class WorldVLAConfig(PreTrainedConfig):
     use_cache: bool = True
     use_action_attention_mask: bool = True
     world_model_loss_weight: float = 0.04
+    loss_form: str = "paper"
+    loss_weight_ranges: Any = ((3, 8194, 0.04),)
     z_loss_weight: float = 0.0
+    label_smoothing: float = 0.0
+    loss_chunk_size: Any = None
     bos_token_id: int = 0
     pad_token_id: int = 1
     eos_token_id: int = 2
@@ -149,8 +162,10 @@ class WorldVLAConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
+        self.loss_weight_ranges = [list(entry) for entry in self.loss_weight_ranges]
         _check_sizes(self)
         _check_token_ids(self)
+        _check_losses(self)
 
     @property
     def head_dim(self) -> int:
@@ -212,6 +227,31 @@ def _check_token_ids(config: WorldVLAConfig) -> None:
             raise ValueError(
                 f"Token ids must not overlap, but `{name}` takes {start} … {start + length - 1} and `{next_name}` "
                 f"begins at {next_start}. Move one of the two."
+            )
+
+
+def _check_losses(config: WorldVLAConfig) -> None:
+    """Refuse losses that cannot be computed."""
+    if config.loss_form not in LOSS_FORMS:
+        raise ValueError(f"`loss_form` must be one of {', '.join(LOSS_FORMS)}, got {config.loss_form!r}. Choose one.")
+    for name in ("world_model_loss_weight", "z_loss_weight"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"`{name}` must not be negative, got {getattr(config, name)}. Use 0 to turn it off.")
+    if not 0 <= config.label_smoothing < 1:
+        raise ValueError(f"`label_smoothing` must lie in [0, 1), got {config.label_smoothing}. Use 0 to turn it off.")
+    chunk_size = config.loss_chunk_size
+    if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
+        raise ValueError(
+            f"`loss_chunk_size` must be a whole number of at least 1, got {chunk_size!r}. Leave it out to bound the "
+            "memory instead."
+        )
+    for entry in config.loss_weight_ranges if config.loss_form == "official" else ():
+        if len(entry) != 3 or not 0 <= entry[0] <= entry[1] < config.vocab_size or entry[2] <= 0:
+            start, end = config.image_token_id_start, config.image_token_id_start + config.num_image_tokens - 1
+            raise ValueError(
+                "`loss_weight_ranges` must hold [first id, last id, weight] inside the vocabulary of "
+                f"{config.vocab_size} entries with positive weights, got {entry}. [[{start}, {end}, 0.04]] are this "
+                "vocabulary's image tokens."
             )
 
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from .configuration_worldvla import WorldVLAConfig
+from .token_losses_worldvla import split_rows, weighted_loss
 
 IGNORED_LABEL = -100
 
@@ -61,21 +61,27 @@ def role_losses(
     config: WorldVLAConfig,
     num_items_in_batch: torch.Tensor | None = None,
 ) -> RoleLosses:
-    """Compute `sum ce_action / N_action + alpha * sum ce_world / N_world`, plus the z-loss when it is on.
+    """Compute the loss of both roles in the form that `config.loss_form` names, plus the z-loss when it is on.
 
-    Only labelled positions are projected onto the vocabulary. The z-loss is `z_loss_weight` times the mean of the
-    squared log-partition over all labelled tokens of both roles.
+    `"paper"`: `sum ce_action / N_action + alpha * sum ce_world / N_world`, with counts over the whole optimizer step.
+    `"official"`: `sum w ce / sum w`, where w depends on the label alone (`config.loss_weight_ranges`) and the sums run
+    over this batch. Where `num_items_in_batch` says that the step has more labels than this batch, the batch counts by
+    its share of them, so that the batches of a step add up to their mean.
+
+    Only labelled positions are projected onto the vocabulary, in chunks (`config.loss_chunk_size`). The z-loss is
+    `z_loss_weight` times the mean of the squared log-partition over all labelled tokens of both roles.
 
     Args:
         hidden_states (`torch.FloatTensor` of shape `(B, L, H)`): output of the decoder.
         labels (`torch.LongTensor` of shape `(B, L)`): not shifted; position i predicts label i + 1.
         lm_head (`torch.nn.Module`): projection from H to V.
-        config (`WorldVLAConfig`): loss weights and `boi_token_id`.
+        config (`WorldVLAConfig`): form and weights of the loss, and `boi_token_id`.
         num_items_in_batch (`torch.Tensor` of shape `(2,)`, *optional*): `[N_action, N_world]` over the whole optimizer
             step; by default the counts of this batch.
 
     Returns:
-        `RoleLosses`: three float32 scalars. A role without labels here counts 0.
+        `RoleLosses`: three float32 scalars. A role without labels here counts 0. The means of the roles are plain
+        cross-entropies, whatever the form.
 
     Raises:
         ValueError: if `labels` or `num_items_in_batch` has the wrong shape.
@@ -84,25 +90,59 @@ def role_losses(
         WorldVLA (arXiv 2506.21539) section 3.4. The official code normalises per micro-batch by the sum of class
         weights, which ties the share of the world model to the batch; the paper's formula does not.
     """
+    labels = _checked_labels(labels, hidden_states)
+    local_counts = count_labels(labels, config)
+    counts = _whole_step_counts(num_items_in_batch, local_counts)
+    labelled = labels[:, 1:] != IGNORED_LABEL
+    is_world = world_model_rows(labels, config).expand_as(labelled)[labelled]
+    targets = labels[:, 1:][labelled]
+    if config.loss_form == "official":
+        weights = class_weights(targets, config)
+        weights = weights / weights.sum() * (local_counts.sum() / counts.sum().clamp(min=1))
+    else:
+        alpha = config.world_model_loss_weight
+        weights = torch.where(is_world, alpha / counts[1].clamp(min=1), 1 / counts[0].clamp(min=1))
+    loss, per_token = weighted_loss(
+        hidden_states[:, :-1][labelled],
+        targets,
+        weights,
+        config.z_loss_weight / counts.sum().clamp(min=1),
+        lm_head,
+        config.label_smoothing,
+        split_rows(len(targets), config.vocab_size, config.loss_chunk_size),
+    )
+    sums = torch.stack([per_token.masked_fill(is_world, 0).sum(), per_token.masked_fill(~is_world, 0).sum()])
+    local_means = sums / local_counts.clamp(min=1)
+    return RoleLosses(loss, local_means[0], local_means[1])
+
+
+def class_weights(targets: torch.Tensor, config: WorldVLAConfig) -> torch.Tensor:
+    """Look up the weight that the official form gives to a label.
+
+    Args:
+        targets (`torch.LongTensor` of any shape): token ids.
+        config (`WorldVLAConfig`): for `loss_weight_ranges`.
+
+    Returns:
+        `torch.FloatTensor` of the same shape: 1 outside of all ranges.
+
+    References:
+        docs/fidelity.md#loss: the official range is off by one.
+    """
+    weights = torch.ones(targets.shape, device=targets.device)
+    for first, last, weight in config.loss_weight_ranges:
+        weights = weights.masked_fill((targets >= first) & (targets <= last), weight)
+    return weights
+
+
+def _checked_labels(labels: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Refuse labels that do not fit the tokens; bring the others to their device."""
     if labels.shape != hidden_states.shape[:2]:
         raise ValueError(
             f"`labels` must have the shape of the tokens {tuple(hidden_states.shape[:2])}, got {tuple(labels.shape)}. "
             f"Give one label per token, {IGNORED_LABEL} where there is none."
         )
-    labels = labels.to(hidden_states.device)
-    local_counts = count_labels(labels, config)
-    counts = _whole_step_counts(num_items_in_batch, local_counts)
-    labelled = labels[:, 1:] != IGNORED_LABEL
-    is_world = world_model_rows(labels, config).expand_as(labelled)[labelled]
-    logits = lm_head(hidden_states[:, :-1][labelled]).float()
-    per_token = F.cross_entropy(logits, labels[:, 1:][labelled], reduction="none")
-    sums = torch.stack([per_token.masked_fill(is_world, 0).sum(), per_token.masked_fill(~is_world, 0).sum()])
-    means = sums / counts.clamp(min=1)
-    loss = means[0] + config.world_model_loss_weight * means[1]
-    if config.z_loss_weight:
-        loss = loss + config.z_loss_weight * logits.logsumexp(dim=-1).square().sum() / counts.sum().clamp(min=1)
-    local_means = sums.detach() / local_counts.clamp(min=1)
-    return RoleLosses(loss, local_means[0], local_means[1])
+    return labels.to(hidden_states.device)
 
 
 def _whole_step_counts(num_items_in_batch: torch.Tensor | None, local_counts: torch.Tensor) -> torch.Tensor:
@@ -118,4 +158,4 @@ def _whole_step_counts(num_items_in_batch: torch.Tensor | None, local_counts: to
     return num_items_in_batch.to(local_counts.device)
 
 
-__all__ = ["RoleLosses", "count_labels", "role_losses", "world_model_rows"]
+__all__ = ["RoleLosses", "class_weights", "count_labels", "role_losses", "world_model_rows"]

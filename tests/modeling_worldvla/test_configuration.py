@@ -20,7 +20,7 @@ def test_defaults_are_the_official_7b():
 
 
 def test_save_and_load(tmp_path):
-    config = tiny_config(rope_theta=500.0, world_model_loss_weight=0.5)
+    config = tiny_config(rope_theta=500.0, world_model_loss_weight=0.5, loss_weight_ranges=((60, 99, 0.04),))
     config.save_pretrained(tmp_path)
     loaded = WorldVLAConfig.from_pretrained(tmp_path)
     assert loaded.to_dict() == config.to_dict()
@@ -44,6 +44,14 @@ def test_save_and_load(tmp_path):
         (
             {"action_token_id_start": 45},
             "`action_token_id_start` takes 45 … 64 and `image_token_id_start` begins at 60",
+        ),
+        ({"loss_form": "offical"}, "`loss_form` must be one of paper, official, got 'offical'"),
+        ({"z_loss_weight": -1.0}, "`z_loss_weight` must not be negative, got -1.0"),
+        ({"label_smoothing": 1.0}, r"`label_smoothing` must lie in \[0, 1\), got 1.0"),
+        ({"loss_chunk_size": 0}, "`loss_chunk_size` must be a whole number of at least 1, got 0. Leave it out"),
+        (
+            {"loss_form": "official"},
+            r"vocabulary of 200 .* got \[3, 8194, 0.04\]. \[\[60, 99, 0.04\]\] are",
         ),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "`rope_type` must be 'default', got 'yarn'"),
     ],

@@ -1,10 +1,15 @@
+import json
+
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from modeling_worldvla import count_labels
+from modeling_worldvla import WorldVLAConfig, count_labels
+from modeling_worldvla.loss_worldvla import class_weights, role_losses
 
 from .sequences import tiny_config, tiny_model, training_batch
+from .test_modeling import FORWARD, recorded_model, recorded_tokens  # noqa: F401 (one is a fixture)
 
 
 def loss_over_all_logits(model, ids, mask, labels):
@@ -98,3 +103,89 @@ def test_logits_with_labels_on_request():
     ids, mask, labels = training_batch()
     outputs = model(ids, attention_mask=mask, labels=labels, logits_to_keep=2)
     assert outputs.logits.shape == (4, 2, 200)
+
+
+MALFORMED = ("stray_end_tail", "stray_end_head", "unclosed_then_closed", "stray_eoi")
+OFFICIAL = {"loss_form": "official", "loss_weight_ranges": [[59, 98, 0.04]]}  # one id early, as in the official code
+
+
+def official_loss(model, ids, mask, labels):
+    """The official form from the logits of every position."""
+    weights = torch.ones(model.config.vocab_size)
+    weights[59:99] = 0.04
+    logits, targets = model(ids, attention_mask=mask).logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    squares = logits[targets >= 0].logsumexp(-1).square().mean()
+    return F.cross_entropy(logits, targets, weight=weights) + model.config.z_loss_weight * squares
+
+
+def test_official_form_is_the_class_weighted_mean():
+    model = tiny_model(z_loss_weight=0.01, **OFFICIAL)
+    ids, mask, labels = training_batch()
+    loss, expected = model(ids, attention_mask=mask, labels=labels).loss, official_loss(model, ids, mask, labels)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    gradients = torch.autograd.grad(loss, model.parameters())
+    for got, wanted in zip(gradients, torch.autograd.grad(expected, model.parameters()), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_official_batches_of_a_step_count_by_their_labels():
+    model = tiny_model(z_loss_weight=0.01, **OFFICIAL)
+    ids, mask, labels = training_batch()
+    counts, parts = count_labels(labels, model.config), []
+    for rows in (slice(0, 1), slice(1, 4)):
+        part = {"input_ids": ids[rows], "attention_mask": mask[rows], "labels": labels[rows]}
+        share = count_labels(labels[rows], model.config).sum() / counts.sum()
+        loss = model(**part, num_items_in_batch=counts).loss
+        torch.testing.assert_close(loss, share * model(**part).loss, rtol=1e-5, atol=0)
+        parts.append(share)
+    assert sum(parts) == 1
+
+
+def test_official_weights_are_off_by_one_as_recorded():
+    ids = torch.tensor([2, 3, 4, 8194, 8195, 8196, 8710])
+    weights = class_weights(ids, WorldVLAConfig(loss_form="official"))
+    torch.testing.assert_close(weights, torch.tensor([1, 0.04, 0.04, 0.04, 1, 1, 1]))
+
+
+def test_recorded_losses(recorded_model, recorded_behaviour, monkeypatch):  # noqa: F811
+    """All parts of the official loss; with the mask where the markers are well formed (else its mask is arbitrary)."""
+    records = json.loads((recorded_behaviour / "forward.json").read_text())
+    tokens = np.load(recorded_behaviour / "masks.npz")
+    recorded_model.set_attn_implementation("sdpa")
+    cases = [name for name, record in records.items() if isinstance(record, dict) and "label_start" in record]
+    assert len(cases) >= 33
+    for case in cases:
+        record, ids = records[case], torch.from_numpy(np.atleast_2d(tokens[f"{case}/tokens"]).astype(np.int64))
+        labels = torch.full_like(ids, -100)
+        for row, (start, end) in enumerate(zip(record["label_start"], record["len"], strict=True)):
+            labels[row, start:end] = ids[row, start:end]
+        for kind in ("nomask", *["mask"] * (case not in MALFORMED)):
+            monkeypatch.setattr(recorded_model.config, "use_action_attention_mask", kind == "mask")
+            hidden = recorded_model.model(ids).last_hidden_state.detach()
+            expected = record[kind]
+            for name, changes in {
+                "c_loss": {"loss_form": "official"},
+                "c_loss_unweighted": {"loss_form": "official", "loss_weight_ranges": []},
+                "z_loss": {"world_model_loss_weight": 0.0, "z_loss_weight": 1.0},
+                "total": {"loss_form": "official", "z_loss_weight": expected["z_weight"]},
+            }.items():
+                config = WorldVLAConfig(**changes)
+                loss = role_losses(hidden, labels, recorded_model.lm_head, config)
+                value = loss.loss - loss.loss_action if name == "z_loss" else loss.loss
+                assert value.item() == pytest.approx(expected[name], rel=2e-5), (case, kind, name)
+
+
+def test_recorded_gradients_of_the_official_form(recorded_model, monkeypatch):  # noqa: F811
+    for name, value in {"loss_form": "official", "z_loss_weight": 1e-5, "loss_chunk_size": 7}.items():
+        monkeypatch.setattr(recorded_model.config, name, value)
+    tokens = recorded_tokens("batch_pad_mixed")
+    labels = torch.full_like(tokens, -100)
+    for row, (start, end) in enumerate([(34, 80), (30, 41), (24, 43)]):
+        labels[row, start:end] = tokens[row, start:end]
+    recorded_model.zero_grad()
+    loss = recorded_model(tokens, labels=labels).loss
+    loss.backward()
+    assert loss.item() == pytest.approx(12.47290325164795, abs=2e-5)
+    norms = {name: parameter.grad.norm().item() for name, parameter in recorded_model.named_parameters()}
+    names = FORWARD["grad_norms/names"].tolist()
+    np.testing.assert_allclose([norms[name] for name in names], FORWARD["grad_norms/values"], rtol=1e-4)
