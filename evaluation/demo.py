@@ -43,7 +43,13 @@ class DemoArguments:
     suite: str = field(default="libero_object", metadata={"help": "LIBERO suite."})
     task_id: int = field(default=0, metadata={"help": "Task of the suite."})
     episodes: int = field(default=24, metadata={"help": "Expert episodes to learn from."})
-    vqgan_steps: int = field(default=500, metadata={"help": "Optimizer steps of the VQ-GAN."})
+    vq_model: str = field(
+        default="checkpoints/vqgan-libero", metadata={"help": "Folder of a trained VQ-GAN; this one comes along."}
+    )
+    train_vqgan: bool = field(
+        default=False, metadata={"help": "Train a VQ-GAN on the demo's own frames instead of taking --vq_model."}
+    )
+    vqgan_steps: int = field(default=500, metadata={"help": "Optimizer steps of that VQ-GAN."})
     training_steps: int = field(default=800, metadata={"help": "Optimizer steps of the model."})
     rollouts: int = field(default=3, metadata={"help": "Benchmark initial states that the model is tried on."})
     num_workers: int = field(default=2, metadata={"help": "Simulator processes while recording."})
@@ -105,18 +111,20 @@ def list_learning_stages(arguments: DemoArguments, output: Path) -> list[Stage]:
     bfloat16 = has_bfloat16_units()
     demonstrations, vqgan = output / "demonstrations", output / "vqgan"
     tokens, checkpoint = output / "tokens", output / "checkpoint"
+    vqgan_stage = Stage(
+        "vqgan",
+        "VQ-GAN on the recorded frames",
+        ["train/run_vqgan.py", "--demonstrations", str(demonstrations), "--output_dir", str(vqgan)]
+        + ["--max_steps", str(arguments.vqgan_steps), "--mixed_precision", "bf16" if bfloat16 else "no"],
+        vqgan,
+    )
+    vq_model = str(vqgan) if arguments.train_vqgan else arguments.vq_model
     return [
-        Stage(
-            "vqgan",
-            "VQ-GAN on the recorded frames",
-            ["train/run_vqgan.py", "--demonstrations", str(demonstrations), "--output_dir", str(vqgan)]
-            + ["--max_steps", str(arguments.vqgan_steps), "--mixed_precision", "bf16" if bfloat16 else "no"],
-            vqgan,
-        ),
+        *([vqgan_stage] if arguments.train_vqgan else []),
         Stage(
             "pretokenize",
             "demonstrations to tokens",
-            ["train/pretokenize.py", "--demonstrations", str(demonstrations), "--vq_model", str(vqgan)]
+            ["train/pretokenize.py", "--demonstrations", str(demonstrations), "--vq_model", vq_model]
             + ["--output_dir", str(tokens), "--dataset_name", arguments.suite],
             tokens,
         ),
@@ -251,12 +259,15 @@ def write_report(arguments: DemoArguments, output: Path, record: dict[str, dict[
     """
     rollouts = json.loads((output / "rollouts" / "summary.json").read_text("utf-8"))
     imagined = json.loads((output / "imagined.json").read_text("utf-8"))
-    vqgan = [json.loads(line) for line in (output / "vqgan" / "log.jsonl").read_text("utf-8").splitlines()]
+    vqgan_log = output / "vqgan" / "log.jsonl"
+    lines_of_vqgan = vqgan_log.read_text("utf-8").splitlines() if arguments.train_vqgan else []
+    vqgan = [json.loads(line) for line in lines_of_vqgan]
     training = json.loads((output / "checkpoint" / "training_log.json").read_text("utf-8"))
     lines = [
         "# worldvla demo",
         f"Task {arguments.task_id} of {arguments.suite}; {arguments.episodes} expert episodes from random placements. "
-        "This is one small model trained in minutes: it shows that every part works, not how good the method is.",
+        "This is one small model trained in minutes: it shows that every part works, not how good the method is. "
+        + ("The VQ-GAN was trained here, too." if arguments.train_vqgan else f"VQ-GAN: `{arguments.vq_model}`."),
         "## The robot",
         f"Success from benchmark initial states, none of them trained on: "
         f"**{format_success(rollouts['successes'], rollouts['episodes'])}**. Video: rollout.mp4.",

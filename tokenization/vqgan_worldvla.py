@@ -173,4 +173,5 @@ def load_vq_model(folder_or_id: str, **hub_options: Any) -> Any:
     require_vq_model(folder_or_id, **hub_options)
     options = {**hub_options, "subfolder": str(Path(hub_options.get("subfolder") or "", VQ_MODEL_FOLDER))}
     vq_model = VQModel.from_pretrained(folder_or_id, torch_dtype=torch.float32, use_safetensors=True, **options)
+    vq_model.register_to_config(_name_or_path=VQ_MODEL_FOLDER)  # where it lay on this machine is nobody's business
     return vq_model.eval().requires_grad_(False)

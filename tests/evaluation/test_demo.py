@@ -161,7 +161,9 @@ def test_time_before_an_interruption_counts(make_stage, clock, tmp_path, monkeyp
 
 
 def test_every_stage_is_a_command_that_its_script_takes(tmp_path):
-    arguments = DemoArguments(task_id=4, episodes=5, vqgan_steps=6, training_steps=7, rollouts=8, num_workers=3)
+    arguments = DemoArguments(
+        task_id=4, episodes=5, train_vqgan=True, vqgan_steps=6, training_steps=7, rollouts=8, num_workers=3
+    )
     commands = {stage.name: stage.command for stage in list_stages(arguments, tmp_path)}
     assert all((ROOT / command[0]).is_file() for command in commands.values())
     options = {name: command[1:] for name, command in commands.items()}
@@ -184,6 +186,16 @@ def test_every_stage_is_a_command_that_its_script_takes(tmp_path):
     assert (acted.checkpoint, acted.task_ids, acted.episodes) == (training.output_dir, [4], 8)
     imagined = parse_evaluation(ImagineArguments, options["imagine"])
     assert (imagined.checkpoint, imagined.demonstrations) == (training.output_dir, held_out.out)
+
+
+def test_the_vqgan_that_comes_along_saves_a_stage(tmp_path):
+    stages = list_stages(DemoArguments(), tmp_path)
+    assert [stage.name for stage in stages][:4] == ["record", "record_held_out", "pretokenize", "train"]
+    (tokens,) = parse_training([PretokenizeArguments], stages[2].command[1:])
+    assert (ROOT / tokens.vq_model / "vq_model" / "config.json").is_file()
+    write_outputs(tmp_path)
+    text = write_report(DemoArguments(), tmp_path, RECORD).read_text()
+    assert f"VQ-GAN: `{tokens.vq_model}`" in text and "VQ-GAN reconstruction" not in text
 
 
 @pytest.mark.parametrize("name", ["episodes", "vqgan_steps", "training_steps", "rollouts", "num_workers"])
@@ -235,7 +247,7 @@ def write_outputs(folder):
 
 def test_the_report_holds_the_numbers(tmp_path):
     write_outputs(tmp_path)
-    path = write_report(DemoArguments(task_id=2, suite="libero_goal", episodes=16), tmp_path, RECORD)
+    path = write_report(DemoArguments(task_id=2, suite="libero_goal", episodes=16, train_vqgan=True), tmp_path, RECORD)
     assert path == tmp_path / "report.md"
     text = path.read_text()
     for piece in (

@@ -207,3 +207,9 @@ def test_the_folder_brings_its_own_code(processor, folder, frames, tmp_path):
     assert done.returncode == 0, done.stderr
     expected = processor(images=[frames[0]], text="put the bowl on the stove")["input_ids"].numpy()
     np.testing.assert_array_equal(np.load(tmp_path / "ids.npy"), expected)
+
+
+def test_a_saved_folder_does_not_say_where_its_vqgan_lay(processor, tmp_path):
+    processor.save_pretrained(tmp_path / "first")
+    WorldVLAProcessor.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    assert str(tmp_path) not in (tmp_path / "second" / "vq_model" / "config.json").read_text()
