@@ -185,7 +185,8 @@ class VQGANTrainer:
         if self.average is not None:
             self.average.update(self.vq_model)
         # The first revival replaces the random start; the last tenth of the run leaves the codes alone.
-        if (done == 1 or done % self.arguments.revive_every == 0) and done < 0.9 * self.arguments.max_steps:
+        at_random = done == 1 and self.arguments.vq_model is None
+        if (at_random or done % self.arguments.revive_every == 0) and done < 0.9 * self.arguments.max_steps:
             self._revive(result["latents"].detach(), self.arguments.seed + done)
 
     def _require_finite(self, norm: Tensor, terms: dict[str, Tensor], done: int) -> None:

@@ -258,3 +258,12 @@ def test_a_file_of_half_the_size_is_loaded_in_float32(tmp_path):
     assert loaded.dtype == torch.float32
     for name, weight in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight.half().float())
+
+
+def test_the_codes_of_a_trained_vqgan_are_kept(demonstrations, tmp_path):
+    first = train_vqgan(demonstrations, tmp_path / "first", 3)
+    start = tokenization.load_vq_model(str(first.parent))
+    options = {"vq_model": first.parent, "learning_rate": 1e-12, "ema_decay": 0.0, "revive_every": 50}
+    second = train_vqgan(demonstrations, tmp_path / "second", 3, **options)
+    codes = tokenization.load_vq_model(str(second.parent)).quantize.embedding.weight
+    assert torch.allclose(codes, start.quantize.embedding.weight, atol=1e-9)
