@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-PIECE = 2**22  # elements read, looked at and written at once
+PIECE = 2**20  # elements read, looked at and written at once
 _ALIGNMENT = 8
 _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 

