@@ -279,10 +279,19 @@ class ModelArguments:
     )
     world_model_loss_weight: float = field(default=0.04, metadata={"help": "alpha: weight of the world model's loss."})
     z_loss_weight: float = field(default=0.0, metadata={"help": "Weight of the z-loss (official code: 1e-5)."})
+    loss_form: str = field(
+        default="paper",
+        metadata={"help": "paper: by role, over the step; official: by class weights, per micro-batch."},
+    )
+    loss_chunk_size: int | None = field(
+        default=None,
+        metadata={"help": "Most labelled tokens whose logits exist at once; by default 256 MiB of them."},
+    )
 
     def __post_init__(self) -> None:
         """Check every option before anything is loaded."""
         require_positive(self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        require_choice("form of the loss", self.loss_form, ["paper", "official"])
         for name in ("world_model_loss_weight", "z_loss_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`--{name}` must not be negative, got {getattr(self, name)}.")
@@ -327,6 +336,15 @@ class WorldVLATrainingArguments(TrainingArguments):
     max_grad_norm: float = field(default=4.0, metadata={"help": "Gradient clipping."})
     report_to: str = field(default="none", metadata={"help": "Trackers: tensorboard, wandb, trackio or none."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept."})
+
+    def __post_init__(self) -> None:
+        """Check every option before anything is loaded."""
+        super().__post_init__()
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"`--label_smoothing_factor {self.label_smoothing_factor}` would replace the two-role loss by the "
+                "Trainer's own. Set `label_smoothing` in the model's config instead."
+            )
 
 
 def parse_arguments(argument_classes: Sequence[Any], argv: Sequence[str]) -> tuple[Any, ...]:

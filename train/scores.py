@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn import functional as F
 
 from modeling_worldvla.loss_worldvla import IGNORED_LABEL, world_model_rows
+from modeling_worldvla.token_losses_worldvla import score_tokens, split_rows
 
 ROLES = ("action", "world_model")
 
@@ -42,21 +42,18 @@ class LabelScores(torch.nn.Module):
         labels = inputs["labels"][:, 1:]
         labelled = labels != IGNORED_LABEL
         targets = labels[labelled]
-        logits = model.lm_head(hidden[:, :-1][labelled]).float()
-        is_world = world_model_rows(inputs["labels"], self.config).expand_as(labelled)[labelled]
-        losses = F.cross_entropy(logits, targets, reduction="none")
-        hits = (logits.argmax(-1) == targets).float()
-        for role, selected in enumerate((~is_world, is_world)):
-            self.sums[role] += torch.stack([losses[selected].sum(), hits[selected].sum(), selected.sum()])
-        self._add_bins(logits, targets, ~is_world)
-
-    def _add_bins(self, logits: Tensor, targets: Tensor, is_policy: Tensor) -> None:
-        """Compare the best action bin with the true one, where an action bin is asked for."""
         first = self.config.action_token_id_start
         last = first + self.config.num_action_tokens
-        asked = is_policy & (targets >= first) & (targets < last)
-        distance = (logits[asked, first:last].argmax(-1) - (targets[asked] - first)).abs()
-        self.bins += torch.stack([distance.sum(), asked.sum()])
+        rows = split_rows(len(targets), self.config.vocab_size, self.config.loss_chunk_size)
+        scores = score_tokens(hidden[:, :-1][labelled], targets, model.lm_head, (first, last), rows)
+        is_world = world_model_rows(inputs["labels"], self.config).expand_as(labelled)[labelled]
+        hits = (scores.best == targets).float()
+        for role, selected in enumerate((~is_world, is_world)):
+            self.sums[role] += torch.stack(
+                [scores.cross_entropy[selected].sum(), hits[selected].sum(), selected.sum()]
+            )
+        asked = ~is_world & (targets >= first) & (targets < last)  # an action bin is asked for
+        self.bins += torch.stack([(scores.best_in_range - targets)[asked].abs().sum(), asked.sum()])
 
     def reduce(self, accelerator: Accelerator) -> "LabelScores":
         """Sum over all processes, in place."""

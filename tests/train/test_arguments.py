@@ -99,3 +99,13 @@ def test_unknown_flag_names_the_nearest():
 def test_bad_options_are_refused_before_anything_is_loaded(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_the_trainers_own_label_smoothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="label_smoothing_factor 0.1` would replace the two-role loss"):
+        WorldVLATrainingArguments(output_dir=str(tmp_path), label_smoothing_factor=0.1, use_cpu=True)
+
+
+def test_the_form_of_the_loss_is_checked():
+    with pytest.raises(ValueError, match="Unknown form of the loss `offical`.*Did you mean `official`"):
+        ModelArguments(loss_form="offical")
