@@ -8,7 +8,6 @@ Prints a Markdown table. The baseline is `generate()`: one token per forward, un
 Without a checkpoint weights and prompts are random, and no draft is right.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -21,7 +20,7 @@ if __package__ in (None, ""):  # run as a script: import from the checkout, not 
 import torch
 from transformers import HfArgumentParser, LogitsProcessor, LogitsProcessorList
 
-from benchmarks.tokenization import Row, _now, describe_machine, fastest, format_table
+from benchmarks.measuring import Row, describe_machine, fastest, now, report
 from modeling_worldvla import WorldVLAConfig, WorldVLAForCausalLM
 
 
@@ -177,11 +176,11 @@ def compare_chunk(model: Any, prompt: torch.Tensor, chunk_size: int, arguments: 
 def time_call(model: Any, call: Callable[[], Any]) -> tuple[float, float]:
     """Seconds of the first forward of the decoder inside a call, and of the rest of the call."""
     ends: list[float] = []
-    hook = model.model.register_forward_hook(lambda *_: ends.append(_now()))
+    hook = model.model.register_forward_hook(lambda *_: ends.append(now()))
     try:
-        start = _now()
+        start = now()
         call()
-        end = _now()
+        end = now()
     finally:
         hook.remove()
     return ends[0] - start, end - ends[0]
@@ -272,9 +271,7 @@ def main() -> None:
     (arguments,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses()  # type: ignore[arg-type]
     torch.set_num_threads(arguments.threads)
     results = run(arguments)
-    sys.stdout.write(format_table(results))
-    if arguments.output is not None:
-        Path(arguments.output).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    report(results, arguments.output)
 
 
 if __name__ == "__main__":

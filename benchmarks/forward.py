@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import HfArgumentParser
 
-from benchmarks.tokenization import EXACT_MEMORY, Row, _memory, _now, describe_machine, fastest, format_table
+from benchmarks.measuring import EXACT_MEMORY, Row, describe_machine, fastest, now, process_memory, report
 from modeling_worldvla import WorldVLAConfig, WorldVLAModel
 from modeling_worldvla.loss_worldvla import IGNORED_LABEL, role_losses
 
@@ -149,10 +149,10 @@ def measure_memory(arguments: BenchmarkArguments) -> dict[str, list[int]]:
     for batch in BATCHES:
         for way in WAYS:
             call = make_loss(arguments, batch, way)
-            before = _memory("VmRSS")
+            before = process_memory("VmRSS")
             Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
             call()
-            peaks[batch].append(_memory("VmHWM") - before)
+            peaks[batch].append(process_memory("VmHWM") - before)
             del call
     return peaks
 
@@ -168,9 +168,9 @@ def measure_mask(model: WorldVLAModel, arguments: BenchmarkArguments, length: in
     shares: list[tuple[float, float]] = []
     with _time_of_masks(model) as building:
         for _ in range(arguments.repetitions + 1):
-            before, start_time = building[0], _now()
+            before, start_time = building[0], now()
             model(ids, attention_mask=padding, use_cache=False)
-            shares.append((_now() - start_time, building[0] - before))
+            shares.append((now() - start_time, building[0] - before))
     forward, mask = (min(values) for values in zip(*shares[1:], strict=True))
     return Row(
         what="building the mask",
@@ -189,11 +189,11 @@ def _time_of_masks(model: Any) -> Iterator[list[float]]:
     seconds, build = [0.0], model._prepare_mask
 
     def timed(*arguments: Any) -> Any:
-        start = _now()
+        start = now()
         try:
             return build(*arguments)
         finally:
-            seconds[0] += _now() - start
+            seconds[0] += now() - start
 
     model._prepare_mask = timed
     try:
@@ -238,9 +238,7 @@ def main() -> None:
         sys.stdout.write(f"{json.dumps(measure_memory(arguments))}\n")
         return
     results = run(arguments)
-    sys.stdout.write(format_table(results))
-    if arguments.output is not None:
-        Path(arguments.output).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    report(results, arguments.output)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,9 @@ the fastest repetition counts; with one thread, time is what the processor spent
 little.
 """
 
-import json
 import os
-import platform
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -27,6 +24,7 @@ import torch
 from diffusers import VQModel
 from transformers import HfArgumentParser
 
+from benchmarks.measuring import EXACT_MEMORY, Row, describe_machine, fastest, now, process_memory, report
 from tokenization import (
     LIBERO_ACTION_LIMITS,
     VQ_MODEL_PRESETS,
@@ -39,9 +37,6 @@ from tokenization import (
 
 INSTRUCTION = "put the black bowl on top of the cabinet"
 NUM_CODES = 8192
-# glibc keeps freed memory at will, differently in every process; so told, it gives blocks of tensors back at once.
-EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass
@@ -59,19 +54,6 @@ class BenchmarkArguments:
     measure_memory: int | None = field(
         default=None, metadata={"help": "Internal: encode so many frames and print the bytes that took at their peak."}
     )
-
-
-@dataclass
-class Row:
-    """One line of the table."""
-
-    what: str
-    shape: str
-    baseline: str
-    result: str
-    ratio: float
-    target: str
-    holds: bool
 
 
 def make_processor(arguments: BenchmarkArguments) -> WorldVLAProcessor:
@@ -94,18 +76,6 @@ def make_processor(arguments: BenchmarkArguments) -> WorldVLAProcessor:
 def make_frames(count: int, size: int) -> list[np.ndarray]:
     """Frames of noise."""
     return list(np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8))
-
-
-def fastest(repetitions: int, *calls: Callable[[], Any]) -> list[float]:
-    """Shortest time of each call in seconds; the calls take turns."""
-    times: list[list[float]] = [[] for _ in calls]
-    for repetition in range(repetitions):
-        order = list(enumerate(calls))
-        for place, call in order if repetition % 2 == 0 else reversed(order):
-            start = _now()
-            call()
-            times[place].append(_now() - start)
-    return [min(values) for values in times]
 
 
 def compare_batch(processor: WorldVLAProcessor, arguments: BenchmarkArguments) -> Row:
@@ -156,10 +126,10 @@ def measure_memory(arguments: BenchmarkArguments) -> int:
     """Bytes that encoding needs at its peak, beyond model and frames. Linux only: its kernel keeps the peak."""
     processor = make_processor(arguments)
     frames = make_frames(arguments.measure_memory or 1, arguments.image_size)
-    before = _memory("VmRSS")
+    before = process_memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     processor.image_tokenizer.encode(frames)
-    return _memory("VmHWM") - before
+    return process_memory("VmHWM") - before
 
 
 def measure_overhead(processor: WorldVLAProcessor, arguments: BenchmarkArguments, count: int) -> Row:
@@ -168,9 +138,9 @@ def measure_overhead(processor: WorldVLAProcessor, arguments: BenchmarkArguments
     samples: list[tuple[float, float]] = []
     with _time_inside(processor.vq_model) as inside:
         for _ in range(arguments.repetitions + 1):
-            before, start = inside[0], _now()
+            before, start = inside[0], now()
             processor(images=[[frame] for frame in frames], text=[INSTRUCTION] * count)
-            samples.append((_now() - start, inside[0] - before))
+            samples.append((now() - start, inside[0] - before))
     outside, within = min((total - vq_gan, vq_gan) for total, vq_gan in samples[1:])
     return Row(
         what="processor outside its VQ-GAN",
@@ -229,41 +199,6 @@ def run(arguments: BenchmarkArguments) -> dict[str, Any]:
     }
 
 
-def describe_machine() -> dict[str, str]:
-    """Processor, versions and commit."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        models = [
-            line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = f"{models[0]} x {len(models)}" if models else cpu
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return {
-        "cpu": cpu,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip() or "unknown",
-    }
-
-
-def format_table(results: dict[str, Any]) -> str:
-    """The results in Markdown."""
-    machine = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
-    lines = [
-        f"{results['preset']}, {results['dtype']}, {results['threads']} thread(s); {machine}",
-        "",
-        "| what | shape | baseline | result | ratio | target | holds |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in results["rows"]:
-        cells = [row["what"], row["shape"], row["baseline"], row["result"], f"{row['ratio']:.3f}", row["target"]]
-        lines.append(f"| {' | '.join(cells)} | {'yes' if row['holds'] else 'no'} |")
-    return "\n".join(lines) + "\n"
-
-
 @contextmanager
 def _time_inside(vq_model: Any) -> Iterator[list[float]]:
     """Count the seconds spent in the VQ-GAN's encoder and quantizer."""
@@ -271,11 +206,11 @@ def _time_inside(vq_model: Any) -> Iterator[list[float]]:
 
     def timed(name: str) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            start = _now()
+            start = now()
             try:
                 return originals[name](*arguments, **options)
             finally:
-                seconds[0] += _now() - start
+                seconds[0] += now() - start
 
         return call
 
@@ -284,18 +219,6 @@ def _time_inside(vq_model: Any) -> Iterator[list[float]]:
         yield seconds
     finally:
         del vq_model.encode, vq_model.quantize.forward
-
-
-def _now() -> float:
-    """Seconds of a clock that stands still while other programs run, where one thread does the work."""
-    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
-
-
-def _memory(name: str) -> int:
-    """Bytes of this process, as the kernel counts them."""
-    status = Path("/proc/self/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
 
 
 def _shape(arguments: BenchmarkArguments, count: int) -> str:
@@ -310,9 +233,7 @@ def main() -> None:
         sys.stdout.write(f"{measure_memory(arguments)}\n")
         return
     results = run(arguments)
-    sys.stdout.write(format_table(results))
-    if arguments.output is not None:
-        Path(arguments.output).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    report(results, arguments.output)
 
 
 if __name__ == "__main__":
