@@ -58,8 +58,9 @@ def render_segmentation(domain: Any, camera: str, image_size: int) -> np.ndarray
         )  # object type and number of each pixel; sky is -1
     finally:
         context.vopt.sitegroup[:] = sites
-    geoms = np.where(seen[..., 1] >= 0, seen[..., 1], len(_geom_classes(domain)) - 1)
-    return np.ascontiguousarray(_geom_classes(domain)[geoms][::-1, ::-1])
+    classes = _geom_classes(domain)
+    geoms = np.where(seen[..., 1] >= 0, seen[..., 1], len(classes) - 1)
+    return np.ascontiguousarray(classes[geoms][::-1, ::-1])
 
 
 def segmentation_names(domain: Any) -> tuple[str, ...]:

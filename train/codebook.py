@@ -6,6 +6,8 @@ Shapes: `N` code positions of a batch, `E` code dimensions.
 import torch
 from torch import Tensor
 
+from tokenization.reconstruction_metrics import codebook_perplexity
+
 
 class CodebookUsage:
     """Counts how often codes are used, and places the unused ones where latents are.
@@ -39,11 +41,10 @@ class CodebookUsage:
             `dict[str, float]`: `perplexity`, the exponential of the entropy of code use (how many codes are used as if
             evenly), and `codes_used`, the share of codes that were used at all.
         """
-        share = self.recent / self.recent.sum().clamp(min=1)
-        perplexity = torch.exp(-(share * share.clamp(min=1e-10).log()).sum())
+        perplexity = codebook_perplexity(self.recent.cpu().numpy())
         used = (self.recent > 0).float().mean()
         self.recent.zero_()
-        return {"perplexity": float(perplexity), "codes_used": float(used)}
+        return {"perplexity": perplexity, "codes_used": float(used)}
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint holds of this object."""
