@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.reconstruction_frames import Frame, fit_mask, read_pictures
+from evaluation.reconstruction_frames import Frame, read_pictures
 from tokenization.reconstruction_metrics import PictureMetric
+from tokenization.region_boxes import fit_mask
 from tokenization.regions import Region, RegionProvider
 
 WHOLE = "whole picture"

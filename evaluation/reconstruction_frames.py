@@ -195,25 +195,6 @@ def draw_spread(length: int, count: int, generator: np.random.Generator) -> list
     return [int(generator.integers(low, high)) for low, high in zip(edges[:-1], edges[1:], strict=True)]
 
 
-def fit_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bring a mask to the size of a picture that `resize_and_crop` fitted: the nearest pixel's value, no mixture.
-
-    Args:
-        mask (`np.ndarray` of shape `(H, W)`): uint8.
-        size (`tuple[int, int]`): height and width.
-
-    Returns:
-        `np.ndarray` of shape `size`: uint8.
-    """
-    if mask.shape == tuple(size):
-        return mask
-    scale = max(size[0] / mask.shape[0], size[1] / mask.shape[1])
-    covering = (round(mask.shape[1] * scale), round(mask.shape[0] * scale))
-    resized = np.asarray(Image.fromarray(mask).resize(covering, Image.Resampling.NEAREST))
-    top, left = (resized.shape[0] - size[0]) // 2, (resized.shape[1] - size[1]) // 2
-    return resized[top : top + size[0], left : left + size[1]]
-
-
 def read_pictures(frames: Sequence[Frame], size: tuple[int, int]) -> np.ndarray:
     """Read frames at one size.
 

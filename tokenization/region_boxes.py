@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from PIL import Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,3 +118,22 @@ def make_regions(boxes: np.ndarray, name: str, weight: float) -> list[Region]:
         `list[Region]`: N regions.
     """
     return [Region(top, left, bottom, right, name, weight) for top, left, bottom, right in boxes.tolist()]
+
+
+def fit_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bring a mask to the size of a picture that `resize_and_crop` fitted: the nearest pixel's value, no mixture.
+
+    Args:
+        mask (`np.ndarray` of shape `(H, W)`): uint8.
+        size (`tuple[int, int]`): height and width.
+
+    Returns:
+        `np.ndarray` of shape `size`: uint8.
+    """
+    if mask.shape == tuple(size):
+        return mask
+    scale = max(size[0] / mask.shape[0], size[1] / mask.shape[1])
+    covering = (round(mask.shape[1] * scale), round(mask.shape[0] * scale))
+    resized = np.asarray(Image.fromarray(mask).resize(covering, Image.Resampling.NEAREST))
+    top, left = (resized.shape[0] - size[0]) // 2, (resized.shape[1] - size[1]) // 2
+    return resized[top : top + size[0], left : left + size[1]]

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from tokenization.demonstrations import Demonstration, find_demonstration_files, read_demonstrations
 from tokenization.image_processing_worldvla import check_image_size
 from tokenization.pixels_worldvla import convert_to_rgb, resize_and_crop
+from tokenization.region_boxes import fit_mask
 from train.atomic_files import new_folder, write_json
 
 logger = logging.getLogger("worldvla.frames")
@@ -225,16 +226,5 @@ def _clip_of(episode: Demonstration, camera: str, number: int, size: tuple[int, 
         )
     clip.frames = np.stack([resize_and_crop(frame, size) for frame in frames])
     if clip.masks is not None:
-        clip.masks = _resize_masks(clip.masks, size)
+        clip.masks = np.stack([fit_mask(mask, size) for mask in clip.masks])
     return clip
-
-
-def _resize_masks(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Masks under the rule of `resize_and_crop`, with the nearest value instead of a mixture."""
-    height, width = masks.shape[1:]
-    scale = max(size[0] / height, size[1] / width)
-    covering = (round(height * scale), round(width * scale))
-    top, left = (covering[0] - size[0]) // 2, (covering[1] - size[1]) // 2
-    rows = ((np.arange(size[0]) + top + 0.5) * height / covering[0]).astype(int).clip(max=height - 1)
-    columns = ((np.arange(size[1]) + left + 0.5) * width / covering[1]).astype(int).clip(max=width - 1)
-    return masks[:, rows[:, None], columns]
