@@ -1,4 +1,4 @@
-"""Decoding: action chunks in parallel, frames under their grammar, and what `generate` needs.
+"""Decoding: action chunks in parallel, frames under their grammar.
 
 Shapes: B batch, P prompt tokens, K chunk, D action dims, h x w image codes, S keys (cached and new). See
 docs/decoding.md for why the chunk may be decoded in parallel, and frames by draft.
@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import ModelOutput
 
+from .generate_worldvla import WorldVLAGenerateMixin
 from .masking_worldvla import combine_masks, compute_action_block_ids
 from .prompt_checks_worldvla import check_chunk_size, check_draft, check_length, check_prompt, last_image_blocks
 from .sampling_worldvla import Choice, SamplingOptions, TokenChooser
@@ -70,58 +70,13 @@ class WorldVLAFrameOutput(ModelOutput):
     acceptance_rate: torch.Tensor | None = None
 
 
-class WorldVLAGenerationMixin(GenerationMixin):
-    """`predict_action_chunk` and `predict_next_frame`, and the action rule for `generate`."""
+class WorldVLAGenerationMixin(WorldVLAGenerateMixin):
+    """`predict_action_chunk` and `predict_next_frame`, beside `generate`."""
 
     config: Any
     model: Any
     lm_head: Any
     device: Any
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.Tensor,
-        next_sequence_length: int | None = None,
-        past_key_values: Cache | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Tell `forward`, in each step of `generate`, which of all tokens so far are actions.
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(B, S)`): all tokens so far.
-            next_sequence_length (`int`, *optional*): how many of them are new; by default all.
-            past_key_values (`Cache`, *optional*): keys and values of the others.
-            attention_mask (`torch.Tensor` of shape `(B, S)`, *optional*): non-zero at real tokens.
-            inputs_embeds (`torch.Tensor` of shape `(B, L, H)`, *optional*): a prompt without ids; then
-                `action_block_ids` must be among the arguments of `generate`.
-            is_first_iteration (`bool`, *optional*): whether this is the prefill.
-            **kwargs: what `generate` hands on.
-
-        Returns:
-            `dict`: arguments of `forward`.
-        """
-        block_ids = None
-        if self.config.use_action_attention_mask and inputs_embeds is None:
-            block_ids = compute_action_block_ids(input_ids, self.config)
-            if isinstance(past_key_values, Cache) and past_key_values.is_compileable:
-                new = next_sequence_length or input_ids.shape[1]
-                keys, offset = past_key_values.get_mask_sizes(new, 0)[0], past_key_values.get_seq_length()
-                attention_mask = combine_masks(block_ids, attention_mask, new, keys, offset, input_ids.device)[:, None]
-        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
-            input_ids,  # type: ignore[arg-type]
-            next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
-            attention_mask=attention_mask,  # type: ignore[arg-type]
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
-        )
-        if block_ids is not None:
-            inputs["action_block_ids"] = block_ids
-        return inputs
 
     @torch.no_grad()
     def predict_action_chunk(
