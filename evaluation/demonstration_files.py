@@ -47,7 +47,8 @@ class RecordedEpisode:
     Attributes:
         seed (`int`): seed of its reset.
         initial_state (`int`): number of its benchmark state, -1 for a random placement.
-        actions (`np.ndarray` of shape `(T, 7)`): commands.
+        actions (`np.ndarray` of shape `(T, 7)`): commands that were carried out.
+        expert_actions (`np.ndarray` of shape `(T, 7)`): commands that the expert wanted; the same without variation.
         states (`np.ndarray` of shape `(T, S)`): simulator states.
         robot (`dict`): the robot's observations, arrays `(T, ...)` under robosuite's names.
         pictures (`RecordedPictures`): what the cameras saw before actions 0, n, 2n, ...
@@ -57,6 +58,7 @@ class RecordedEpisode:
     seed: int
     initial_state: int
     actions: np.ndarray
+    expert_actions: np.ndarray
     states: np.ndarray
     robot: dict[str, np.ndarray]
     pictures: RecordedPictures
@@ -87,6 +89,8 @@ def _write_episode(path: Path, episode: RecordedEpisode) -> None:
         group.attrs["seed"] = episode.seed
         group.attrs["initial_state"] = episode.initial_state
         group["actions"] = episode.actions
+        if not np.array_equal(episode.expert_actions, episode.actions):
+            group["expert_actions"] = episode.expert_actions
         group["states"] = episode.states
         group["robot_states"] = np.concatenate([robot["robot0_gripper_qpos"], position, quaternion], axis=1)
         group["rewards"] = finished

@@ -41,6 +41,7 @@ class ScriptedExpert:
     Args:
         domain (`libero.libero.envs.bddl_base_domain.BDDLBaseDomain`): the task's simulation (`LiberoEnv.domain`),
             after its reset and settling steps. Make a new expert for each episode.
+        speed (`float`): share of full speed, in (0, 1].
 
     Example:
         ```python
@@ -52,9 +53,9 @@ class ScriptedExpert:
         ```
     """
 
-    def __init__(self, domain: Any):
+    def __init__(self, domain: Any, speed: float = 1.0):
         self.scene = Scene(domain)
-        self.arm = Arm(self.scene)
+        self.arm = Arm(self.scene, speed)
 
     def actions(self) -> Motion:
         """Actions one after another; each must be applied before the next is asked for.

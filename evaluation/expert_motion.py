@@ -32,10 +32,12 @@ class Arm:
 
     Args:
         scene (`Scene`): where it moves.
+        speed (`float`): share of full speed, in (0, 1].
     """
 
-    def __init__(self, scene: Scene):
+    def __init__(self, scene: Scene, speed: float = 1.0):
         self.scene = scene
+        self.speed = speed
         self.held: str | None = None
         self._held_offset = np.zeros(3)
         self._integral = np.zeros(3)
@@ -49,13 +51,13 @@ class Arm:
             position (`np.ndarray` of shape `(3,)`): wanted grip position, metres.
             rotation (`np.ndarray` of shape `(3, 3)`): wanted grip rotation.
             gripper (`float`): `OPEN` or `CLOSE`.
-            max_speed (`float`): largest position action, in (0, 1].
+            max_speed (`float`): largest position action, at full speed, in (0, 1].
 
         Returns:
             `np.ndarray` of shape `(7,)`: the action.
         """
         translation = (position - self.scene.grip_position + self._integral) * POSITION_GAIN
-        largest = np.abs(translation).max()
+        largest, max_speed = np.abs(translation).max(), max_speed * self.speed
         if largest > max_speed:
             translation *= max_speed / largest
         turn = rotation_to_axis_angle(rotation @ self.scene.grip_rotation.T) * ROTATION_GAIN
@@ -94,8 +96,8 @@ class Arm:
             gripper (`float`): `OPEN` or `CLOSE`, kept all along.
             tolerance (`float`): metres within which the position counts as reached.
             angle_tolerance (`float`): radians within which the rotation counts as reached.
-            max_steps (`int`): give up after so many actions.
-            max_speed (`float`): largest position action.
+            max_steps (`int`): give up after so many actions at full speed.
+            max_speed (`float`): largest position action, at full speed.
             patience (`int`): give up after so many actions without progress.
 
         Yields:
@@ -107,7 +109,7 @@ class Arm:
         target = np.asarray(position, float)
         nearest, stalled = 1e9, 0
         self._integral = np.zeros(3)
-        for _ in range(max_steps):
+        for _ in range(round(max_steps / self.speed)):
             error = target - self.scene.grip_position
             distance = float(np.linalg.norm(error))
             if self._has_dropped():

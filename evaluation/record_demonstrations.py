@@ -8,7 +8,7 @@ Interrupt it at any moment; the same command goes on. See docs/libero.md.
 import json
 import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ if __package__ in (None, ""):  # run as a script: import from the checkout, not 
 from tqdm.auto import tqdm
 
 from evaluation.atomic_files import write_json
+from evaluation.expert_variation import Variation
 from evaluation.libero_rendering import CAMERAS
 from evaluation.libero_setup import SUITES, choose, list_tasks
 from evaluation.protocol import NUM_INITIAL_STATES
@@ -57,6 +58,19 @@ class RecordingArguments:
             "state k (0 to 49), on which policies are judged: not for training."
         },
     )
+    action_noise: float = field(
+        default=0.0,
+        metadata={"help": "Standard deviation of a tremble of the motion commands (of 1), which the expert corrects."},
+    )
+    push_probability: float = field(
+        default=0.0, metadata={"help": "Probability, per step, that the hand is pushed for up to six steps."}
+    )
+    start_offset: float = field(
+        default=0.0, metadata={"help": "Metres by which the hand's start may lie elsewhere, along each axis."}
+    )
+    slowest_speed: float = field(
+        default=1.0, metadata={"help": "The pace of an episode is drawn between this share of full speed and 1."}
+    )
     first_seed: int = field(default=0, metadata={"help": "Attempt k is decided by seed first_seed + k."})
     max_attempts: int | None = field(
         default=None,
@@ -76,6 +90,7 @@ class RecordingArguments:
             if value is not None and value < 1:
                 raise ValueError(f"`--{name}` must be at least 1, got {value}.")
         self._check_seeds()
+        self._variation()
 
     def _check_seeds(self) -> None:
         if self.first_seed < 0:
@@ -87,6 +102,9 @@ class RecordingArguments:
                 f"{max(0, last)}, but {self.episodes} episodes are asked for. Ask for fewer, or use "
                 "`--placements random`."
             )
+
+    def _variation(self) -> Variation:
+        return Variation(**{entry.name: getattr(self, entry.name) for entry in fields(Variation)})
 
     @property
     def settings(self) -> RecordingSettings:
@@ -104,6 +122,7 @@ class RecordingArguments:
             image_size=self.image_size,
             picture_stride=self.picture_stride,
             segmentation=self.segmentation,
+            variation=self._variation(),
         )
 
 

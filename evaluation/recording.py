@@ -14,6 +14,7 @@ import numpy as np
 
 from evaluation.demonstration_files import RecordedEpisode, RecordedPictures, write_episode
 from evaluation.expert import ScriptedExpert
+from evaluation.expert_variation import EpisodeVariation
 from evaluation.libero_env import LiberoEnv
 from evaluation.libero_rendering import objects_of_interest, segmentation_names
 from evaluation.libero_setup import find_task
@@ -38,14 +39,18 @@ def record_episode(
         `tuple`: how it ended, and the episode when it succeeded within the suite's step limit.
     """
     env.reset(initial_state=initial_state, seed=seed)
-    actions, states, robot = [], [], []
+    variation = EpisodeVariation(settings.variation, seed)
+    actions, wanted, states, robot = [], [], [], []
     success, error = False, None
     try:
-        for action in ScriptedExpert(env.domain).actions():
+        for action in variation.start_actions(lambda: env.robot_observation()["robot0_eef_pos"]):
+            env.step(action)
+        for action in ScriptedExpert(env.domain, variation.speed).actions():
             states.append(env.simulator_state())
             robot.append(env.robot_observation())
-            actions.append(action)
-            _, success, _ = env.step(action)
+            wanted.append(action)
+            actions.append(variation.disturb(action))
+            _, success, _ = env.step(actions[-1])
             if success or len(actions) >= max_steps(env.task.suite):
                 break
     except (ValueError, ArithmeticError, LookupError, np.linalg.LinAlgError) as failure:
@@ -56,6 +61,7 @@ def record_episode(
         seed=seed,
         initial_state=-1 if initial_state is None else initial_state,
         actions=np.stack(actions),
+        expert_actions=np.stack(wanted),
         states=np.stack(states),
         robot={key: np.stack([step[key] for step in robot]) for key in robot[0]},
         pictures=render_states(env, states[:: settings.picture_stride], settings.cameras, settings.segmentation),

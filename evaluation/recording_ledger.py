@@ -15,6 +15,7 @@ import numpy as np
 
 from evaluation.atomic_files import write_json
 from evaluation.demonstration_files import join_episodes, read_recorder_settings
+from evaluation.expert_variation import Variation
 from evaluation.libero_setup import LiberoTask
 
 
@@ -32,6 +33,7 @@ class RecordingSettings:
         image_size (`int`): pixels, height and width.
         picture_stride (`int`): pictures are recorded of every n-th step; 1 for training policies.
         segmentation (`bool`): whether to record, for each picture, what is seen in each pixel.
+        variation (`Variation`): how much episodes vary.
     """
 
     suite: str
@@ -43,6 +45,7 @@ class RecordingSettings:
     image_size: int
     picture_stride: int = 1
     segmentation: bool = False
+    variation: Variation = Variation()
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,11 @@ class Attempt:
     error: str | None = None
 
 
-_DEFAULTS = {entry.name: entry.default for entry in fields(RecordingSettings) if entry.default is not MISSING}
+_DEFAULTS = {
+    entry.name: asdict(entry.default) if isinstance(entry.default, Variation) else entry.default
+    for entry in fields(RecordingSettings)
+    if entry.default is not MISSING
+}
 
 
 class TaskLedger:

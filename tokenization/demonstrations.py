@@ -69,8 +69,15 @@ class Demonstration:
 
     @property
     def actions(self) -> np.ndarray:
-        """Commands, `float32 (T, 7)`: position deltas, rotation deltas, gripper (-1 open ... +1 close)."""
+        """Commands carried out, `float32 (T, 7)`: position deltas, rotation deltas, gripper (-1 open ... +1 close)."""
         return self._read("actions").astype(np.float32)
+
+    @property
+    def expert_actions(self) -> np.ndarray:
+        """What the expert wanted to do, `float32 (T, 7)`; differs from `actions` where the recorder disturbed them."""
+        with _open(self.path) as file:
+            disturbed = "expert_actions" in file["data"][self.name]
+        return self._read("expert_actions").astype(np.float32) if disturbed else self.actions
 
     @property
     def states(self) -> np.ndarray:
@@ -274,18 +281,22 @@ def _check_episode(path: str, name: str, group: Any) -> tuple[int, tuple[str, ..
     cameras = tuple(camera for camera, key in CAMERA_KEYS.items() if key in group["obs"])
     if not cameras:
         raise ValueError(_missing(path, f"{where}/obs/{CAMERA_KEYS['agentview']}"))
-    actions = group["actions"]
-    if actions.ndim != 2 or actions.shape[0] < 1 or actions.shape[1] != ACTION_DIM:
-        raise ValueError(
-            f"`{path}`: `{where}/actions` must have shape (T, {ACTION_DIM}), T >= 1, got {actions.shape}. {_AGAIN}"
-        )
-    _check_lengths(path, where, group, len(actions))
+    for key in ("actions", "expert_actions") if "expert_actions" in group else ("actions",):
+        _check_actions(path, f"{where}/{key}", group[key])
+    num_steps = len(group["actions"])
+    _check_lengths(path, where, group, num_steps)
     for camera in cameras:
         _check_images(path, f"{where}/obs/{CAMERA_KEYS[camera]}", group["obs"][CAMERA_KEYS[camera]])
-    if not np.isfinite(actions[()]).all():
-        step = int(np.argwhere(~np.isfinite(actions[()]).all(1))[0, 0])
-        raise ValueError(f"`{path}`: `{where}/actions` holds NaN or infinity, first in step {step}. {_AGAIN}")
-    return len(actions), cameras
+    return num_steps, cameras
+
+
+def _check_actions(path: str, key: str, actions: h5py.Dataset) -> None:
+    """Refuse commands of another shape, and numbers that are none."""
+    if actions.ndim != 2 or actions.shape[0] < 1 or actions.shape[1] != ACTION_DIM:
+        raise ValueError(f"`{path}`: `{key}` must have shape (T, {ACTION_DIM}), T >= 1, got {actions.shape}. {_AGAIN}")
+    finite = np.isfinite(actions[()]).all(1)
+    if not finite.all():
+        raise ValueError(f"`{path}`: `{key}` holds NaN or infinity, first in step {int(np.argmin(finite))}. {_AGAIN}")
 
 
 def _check_lengths(path: str, where: str, group: h5py.Group, num_steps: int) -> None:

@@ -72,8 +72,8 @@ def list_windows(lengths: np.ndarray, options: WindowOptions, seed: int) -> list
     """Name every window of every episode.
 
     A policy window at step t shows frames t−M+1 … t (the first frame repeated before the start) and asks for actions
-    t … t+K−1. A world-model window at step t shows the last `world_model_history` frame-action pairs up to t, fewer at
-    the start, and asks for frame t+1.
+    t … t+K−1, as the expert wanted them. A world-model window at step t shows the last `world_model_history`
+    frame-action pairs up to t (actions as carried out), fewer at the start, and asks for frame t+1.
 
     Args:
         lengths (`np.ndarray` of shape `(episodes,)`): steps of each episode.
@@ -155,7 +155,8 @@ class SampleDataset(Dataset):
         actions = row["actions"].reshape(len(frames), -1)
         if role == "policy":
             shown = [frames[max(0, t)] for t in range(step - self.options.n_obs_steps + 1, step + 1)]
-            chunk = actions[step : step + self.options.chunk_size]
+            wanted = row["expert_actions"].reshape(len(frames), -1)
+            chunk = wanted[step : step + self.options.chunk_size]
             return self.processor.build_sample(shown, row["instruction"], chunk, role, dataset_name=self.dataset_name)
         first = max(0, step + 1 - self.options.world_model_history)
         known = actions[first : step + 1]

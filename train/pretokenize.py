@@ -48,6 +48,7 @@ FEATURES = datasets.Features(
         "num_steps": datasets.Value("int32"),
         "image_token_ids": datasets.Sequence(datasets.Value("uint16")),
         "actions": datasets.Sequence(datasets.Value("float32")),
+        "expert_actions": datasets.Sequence(datasets.Value("float32")),
     }
 )
 
@@ -75,7 +76,8 @@ def iterate_rows(path: Path, camera: str, processor: WorldVLAProcessor, batch_si
             "instruction": demonstration.instruction,
             "num_steps": len(frames),
             "image_token_ids": token_ids.astype(np.uint16).reshape(-1),
-            "actions": demonstration.actions.astype(np.float32).reshape(-1),
+            "actions": demonstration.actions.reshape(-1),
+            "expert_actions": demonstration.expert_actions.reshape(-1),
         }
 
 
@@ -95,7 +97,7 @@ def tokenize_file(path: Path, shards: Path, arguments: PretokenizeArguments, pro
     with path.open("rb") as file:
         while block := file.read(2**20):
             content.update(block)
-    content.update(f"{processor.image_token_hash()}:{arguments.camera}".encode())
+    content.update(f"{processor.image_token_hash()}:{arguments.camera}:{','.join(FEATURES)}".encode())
     shard = shards / f"{path.stem}-{content.hexdigest()[:16]}"
     if shard.exists():
         logger.info("%s: already tokenized", path.name)
@@ -169,7 +171,7 @@ def build_processor(
     instructions = sorted({demonstration.instruction for task in tasks for demonstration in task})
     prompts = [render_prompt("policy", task=instruction) for instruction in instructions] + list_prompts("world_model")
     training = [
-        demonstration.actions
+        np.concatenate([demonstration.actions, demonstration.expert_actions])
         for task, names in zip(tasks, splits, strict=True)
         for demonstration, name in zip(task, names, strict=True)
         if name == "train"

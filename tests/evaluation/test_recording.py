@@ -37,9 +37,8 @@ def episode_of(seed):
     widths = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2, "robot0_joint_pos": 7}
     robot = {key: rng.normal(size=(steps, width)) for key, width in widths.items()}
     frames = {"agentview": rng.integers(0, 256, (steps, 8, 8, 3), dtype=np.uint8)}
-    return RecordedEpisode(
-        seed, -1, rng.uniform(-1, 1, (steps, 7)), rng.normal(size=(steps, 5)), robot, RecordedPictures(frames)
-    )
+    actions = rng.uniform(-1, 1, (steps, 7))
+    return RecordedEpisode(seed, -1, actions, actions, rng.normal(size=(steps, 5)), robot, RecordedPictures(frames))
 
 
 def attempt(ledger, seed):

@@ -20,6 +20,7 @@ def episodes(processor):
             "num_steps": steps,
             "image_token_ids": generator.integers(first, first + 16, steps * 4).astype(np.uint16),
             "actions": generator.uniform(-1, 1, steps * 7).astype(np.float32),
+            "expert_actions": generator.uniform(-1, 1, steps * 7).astype(np.float32),
         }
         for number, steps in enumerate([6, 5, 4])
     ]

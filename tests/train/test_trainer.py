@@ -54,7 +54,9 @@ def test_samples_of_both_roles(samples, processor):
             codes = [t for t in answer if layout.image_token_id_start <= t < layout.image_token_id_start + 16]
             assert codes == frames[step + 1].tolist()
         else:
-            expected = processor.encode_actions(samples.episodes[episode]["actions"].reshape(-1, 7)[step : step + 2])
+            expected = processor.encode_actions(
+                samples.episodes[episode]["expert_actions"].reshape(-1, 7)[step : step + 2]
+            )
             bins = [t for t in answer if layout.action_token_id_start <= t < layout.action_token_id_start + 16]
             assert bins == expected.reshape(-1).tolist()
 
