@@ -13,6 +13,7 @@ import pytest
 from evaluation import demonstration_files
 from evaluation.atomic_files import write_atomically
 from evaluation.demonstration_files import RecordedEpisode, RecordedPictures, write_episode
+from evaluation.expert_variation import Variation
 from evaluation.record_demonstrations import RecordingArguments, format_table, write_report
 from evaluation.recording import _next_task
 from evaluation.recording_ledger import Attempt, RecordingSettings, TaskLedger, summarise
@@ -113,10 +114,31 @@ def test_pictures_of_every_second_step_with_masks(tmp_path):
     assert len(first.actions) == len(first.states) == 3
 
 
+def test_what_the_expert_wanted_stands_beside_what_was_done(tmp_path):
+    settings = dataclasses.replace(SETTINGS, variation=Variation(action_noise=0.1))
+    ledger = TaskLedger(TASK, settings, tmp_path)
+    for seed in (10, 12, 13, 15):
+        episode = episode_of(seed)
+        episode.expert_actions = episode.actions / 2
+        write_episode(ledger.part_of(seed), episode)
+        ledger.finish(seed, Attempt(True, len(episode.actions)))
+    ledger.write()
+    first = read_demonstrations(ledger.path)[0]
+    assert np.array_equal(first.expert_actions, first.actions / 2)
+    assert json.loads(h5py.File(ledger.path)["data"].attrs["recorder"])["variation"]["action_noise"] == 0.1
+    finished_bytes(tmp_path / "plain")
+    plain = read_demonstrations(tmp_path / "plain" / "stack_the_cups_demo.hdf5")[0]
+    assert np.array_equal(plain.expert_actions, plain.actions)
+    with h5py.File(ledger.path, "a") as file:
+        file["data/demo_1/expert_actions"][1, 2] = np.nan
+    with pytest.raises(ValueError, match="`data/demo_1/expert_actions` holds NaN or infinity, first in step 1"):
+        read_demonstrations(ledger.path)
+
+
 def test_a_recording_of_before_an_option_existed_goes_on(tmp_path):
     ledger = TaskLedger(TASK, SETTINGS, tmp_path)
     note = json.loads((ledger.folder / "settings.json").read_text())
-    del note["segmentation"], note["picture_stride"]
+    del note["segmentation"], note["picture_stride"], note["variation"]
     (ledger.folder / "settings.json").write_text(json.dumps(note))
     assert TaskLedger(TASK, SETTINGS, tmp_path).next_seed() == 10
     with pytest.raises(ValueError, match="segmentation False there, True asked for"):

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from modeling_worldvla import generation_worldvla
-from modeling_worldvla.stream_decoding_worldvla import DRAFTS, best_draft_length
+from modeling_worldvla.prompt_checks_worldvla import DRAFTS
+from modeling_worldvla.stream_decoding_worldvla import best_draft_length
 
 from .sequences import Writer, pad_left, tiny_model
 
