@@ -9,14 +9,26 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
+from .decoding_cache_worldvla import DecodingCache
 from .generate_worldvla import WorldVLAGenerateMixin
 from .masking_worldvla import combine_masks, compute_action_block_ids
-from .prompt_checks_worldvla import check_chunk_size, check_draft, check_length, check_prompt, last_image_blocks
+from .prompt_checks_worldvla import (
+    CacheImplementation,
+    Draft,
+    check_cache,
+    check_chunk_size,
+    check_draft,
+    check_length,
+    check_prompt,
+    count_positions,
+    last_image_blocks,
+    pad_to_multiple,
+)
 from .sampling_worldvla import Choice, SamplingOptions, TokenChooser
-from .stream_decoding_worldvla import DecodedStream, Draft, StreamDecoder
+from .stream_decoding_worldvla import DecodedStream, StreamDecoder
 
 
 @dataclass
@@ -90,6 +102,8 @@ class WorldVLAGenerationMixin(WorldVLAGenerateMixin):
         top_p: float | None = None,
         generator: torch.Generator | None = None,
         return_dict_in_generate: bool = False,
+        cache_implementation: CacheImplementation = "dynamic",
+        pad_to_multiple_of: int | None = None,
     ) -> torch.Tensor | WorldVLAActionChunkOutput:
         """Predict the next K actions, greedily or by chance.
 
@@ -108,6 +122,10 @@ class WorldVLAGenerationMixin(WorldVLAGenerateMixin):
             top_p (`float`, *optional*): draw among the fewest likeliest ids that have this probability together.
             generator (`torch.Generator`, *optional*): where the chance comes from; on the model's device.
             return_dict_in_generate (`bool`): return log-probabilities and counts too.
+            cache_implementation (`str`): `"dynamic"` reads only the part of the cache that is filled; `"static"` keeps
+                all shapes fixed, for a compiled model.
+            pad_to_multiple_of (`int`, *optional*): pad prompts on the left to a multiple of so many tokens, so that
+                prompts of different lengths share their shapes.
 
         Returns:
             `torch.LongTensor` of shape `(B, K, D)`: action token ids; or a `WorldVLAActionChunkOutput`.
@@ -120,15 +138,16 @@ class WorldVLAGenerationMixin(WorldVLAGenerateMixin):
             WorldVLA (arXiv 2506.21539) section 3.3. The official code decodes one token at a time, greedily.
         """
         config, options = self.config, SamplingOptions(do_sample, temperature, top_k, top_p, generator)
-        chunk_size = check_chunk_size(chunk_size, config)
+        chunk_size, fixed_shapes = check_chunk_size(chunk_size, config), check_cache(cache_implementation)
         input_ids, real = check_prompt(input_ids, attention_mask, config, config.boa_token_id, self.device)
         num_tokens = chunk_size * config.action_block_length
         check_length(real, num_tokens, config)
+        input_ids, real = pad_to_multiple(input_ids, real, pad_to_multiple_of, config)
         actions = (config.action_token_id_start, config.num_action_tokens)
         chooser = TokenChooser(self.lm_head, *actions, options, with_scores=return_dict_in_generate)
         uniforms = options.draw(len(input_ids), chunk_size * config.action_dim, self.device)
         decode = self._decode_chunk_in_parallel if config.use_action_attention_mask else self._decode_chunk_in_sequence
-        decoded = decode(input_ids, real, chunk_size, chooser, uniforms)
+        decoded = decode(input_ids, real, chunk_size, chooser, uniforms, fixed_shapes)
         shape = (len(input_ids), chunk_size, config.action_dim)
         if not return_dict_in_generate or decoded.log_probs is None or decoded.entropies is None:
             return decoded.token_ids.view(shape)
@@ -147,6 +166,7 @@ class WorldVLAGenerationMixin(WorldVLAGenerateMixin):
         chunk_size: int,
         chooser: TokenChooser,
         uniforms: torch.Tensor | None,
+        fixed_shapes: bool,
     ) -> DecodedStream:
         """Decode K independent action blocks side by side; step j feeds the j-th token of all of them."""
         batch, length = input_ids.shape
@@ -159,17 +179,22 @@ class WorldVLAGenerationMixin(WorldVLAGenerateMixin):
 
         block_starts = torch.arange(chunk_size, device=device) * config.action_block_length
         block_starts = real.sum(dim=1, keepdim=True) + block_starts
-        positions = torch.cat([_positions(real), block_starts], dim=1)
+        positions = torch.cat([count_positions(real), block_starts], dim=1)
         tokens = torch.full((batch, chunk_size), config.boa_token_id, device=device)
-        cache = DynamicCache(config=config)
+        tokens, start = torch.cat([input_ids, tokens], dim=1), 0
+        cache = DecodingCache(config, length + chunk_size * config.action_dim, fixed_shapes)
         choices: list[Choice] = []
-        hidden_states = self._extend(torch.cat([input_ids, tokens], dim=1), mask, positions, cache)[:, length:]
         for step in range(config.action_dim):
             if step:
                 mask = torch.cat([visible, itself.repeat(1, 1, step + 1)], dim=2)
-                hidden_states = self._extend(choices[-1].token_ids, mask, block_starts + step, cache)
+                tokens, positions = choices[-1].token_ids, block_starts + step
+            end = start + tokens.shape[1]
+            num_keys = cache.seek(torch.arange(start, end, device=device).expand(batch, -1), start, end)
+            mask = F.pad(mask, (0, num_keys - end))
+            hidden_states = self._extend(tokens, mask, positions, cache)[:, -chunk_size:]
             step_uniforms = None if uniforms is None else uniforms.view(batch, chunk_size, -1)[:, :, step]
             choices.append(chooser.choose(hidden_states, step_uniforms))
+            start = end
         log_probs = _side_by_side([choice.log_probs for choice in choices])
         entropies = _side_by_side([choice.entropies for choice in choices])
         token_ids = torch.stack([choice.token_ids for choice in choices], dim=2).flatten(1)
@@ -182,6 +207,7 @@ class WorldVLAGenerationMixin(WorldVLAGenerateMixin):
         chunk_size: int,
         chooser: TokenChooser,
         uniforms: torch.Tensor | None,
+        fixed_shapes: bool,
     ) -> DecodedStream:
         """Decode K action blocks one after the other; the markers between two are fed with the next token."""
         config = self.config
@@ -189,7 +215,8 @@ class WorldVLAGenerationMixin(WorldVLAGenerateMixin):
         stream = input_ids.new_tensor(block * chunk_size)
         free = stream == config.action_token_id_start
         stream = stream.expand(len(input_ids), -1)
-        return StreamDecoder(self, input_ids, real, stream, free, chooser, uniforms, "none").decode()
+        cache = DecodingCache(config, input_ids.shape[1] + stream.shape[1] + 1, fixed_shapes)
+        return StreamDecoder(self, input_ids, real, stream, free, chooser, uniforms, "none", cache).decode()
 
     @torch.no_grad()
     def predict_next_frame(
@@ -203,6 +230,8 @@ class WorldVLAGenerationMixin(WorldVLAGenerateMixin):
         top_p: float | None = None,
         generator: torch.Generator | None = None,
         return_dict_in_generate: bool = False,
+        cache_implementation: CacheImplementation = "dynamic",
+        pad_to_multiple_of: int | None = None,
     ) -> torch.Tensor | WorldVLAFrameOutput:
         """Imagine the frame that follows, in the size of the last frame of the prompt.
 
@@ -224,6 +253,10 @@ class WorldVLAGenerationMixin(WorldVLAGenerateMixin):
             top_p (`float`, *optional*): draw among the fewest likeliest ids that have this probability together.
             generator (`torch.Generator`, *optional*): where the chance comes from; on the model's device.
             return_dict_in_generate (`bool`): return log-probabilities, entropies and counts too.
+            cache_implementation (`str`): `"dynamic"` reads only the part of the cache that is filled; `"static"` keeps
+                all shapes fixed, for a compiled model.
+            pad_to_multiple_of (`int`, *optional*): pad prompts on the left to a multiple of so many tokens, so that
+                prompts of different lengths share their shapes.
 
         Returns:
             `torch.LongTensor` of shape `(B, h, w)`: image token ids; or a `WorldVLAFrameOutput`.
@@ -239,30 +272,51 @@ class WorldVLAGenerationMixin(WorldVLAGenerateMixin):
         """
         config, options = self.config, SamplingOptions(do_sample, temperature, top_k, top_p, generator)
         check_draft(draft)
+        fixed_shapes = check_cache(cache_implementation)
         input_ids, real = check_prompt(input_ids, attention_mask, config, config.boi_token_id, self.device)
-        stream, height, width = last_image_blocks(input_ids, real, config)
-        num_tokens = 4 + height * (width + 1)
-        check_length(real, num_tokens, config)
-        codes = (config.image_token_id_start, config.num_image_tokens)
-        chooser = TokenChooser(self.lm_head, *codes, options, with_scores=return_dict_in_generate)
-        uniforms = options.draw(len(input_ids), height * width, self.device)
-        free = torch.arange(stream.shape[1], device=self.device) - 2
-        free = (free > 0) & (free % (width + 1) != 0)
-        stream[:, 3 + width :: width + 1] = config.eol_token_id
-        decoded = StreamDecoder(self, input_ids, real, stream, free, chooser, uniforms, draft).decode()
-        shape = (len(input_ids), height, width)
-        if not return_dict_in_generate or decoded.log_probs is None or decoded.entropies is None:
-            return decoded.token_ids.view(shape)
-        return WorldVLAFrameOutput(
-            image_ids=decoded.token_ids.view(shape),
-            log_probs=decoded.log_probs.view(shape),
-            entropies=decoded.entropies.view(shape),
-            mean_log_prob=decoded.log_probs.mean(dim=1),
-            mean_entropy=decoded.entropies.mean(dim=1),
-            num_forwards=decoded.num_forwards,
-            tokens_per_forward=num_tokens / decoded.num_forwards,
-            acceptance_rate=decoded.acceptance_rate,
+        blocks, height, width = last_image_blocks(input_ids, real, config)
+        check_length(real, blocks.shape[1] + 1, config)
+        input_ids, real = pad_to_multiple(input_ids, real, pad_to_multiple_of, config)
+        cache = DecodingCache(config, input_ids.shape[1] + blocks.shape[1] + 1, fixed_shapes)
+        frame = self._decode_frame(
+            input_ids, real, blocks, (height, width), draft, options, return_dict_in_generate, cache
         )
+        return frame if return_dict_in_generate else frame["image_ids"]
+
+    def _decode_frame(
+        self,
+        input_ids: torch.Tensor,
+        real: torch.Tensor,
+        blocks: torch.Tensor,
+        size: tuple[int, int],
+        draft: Draft,
+        options: SamplingOptions,
+        with_scores: bool,
+        cache: DecodingCache,
+        num_cached: int = 0,
+    ) -> WorldVLAFrameOutput:
+        """Imagine the frame after checked prompts; `blocks` `(B, 3 + h * (w + 1))` holds its begin and its draft.
+
+        The first `num_cached` tokens of the prompts are in the cache already.
+        """
+        config, (height, width) = self.config, size
+        codes = (config.image_token_id_start, config.num_image_tokens)
+        chooser = TokenChooser(self.lm_head, *codes, options, with_scores)
+        uniforms = options.draw(len(input_ids), height * width, self.device)
+        free = torch.arange(blocks.shape[1], device=self.device) - 2
+        free = (free > 0) & (free % (width + 1) != 0)
+        stream = torch.where(free | (free.cumsum(dim=0) == 0), blocks, config.eol_token_id)
+        decoder = StreamDecoder(self, input_ids, real, stream, free, chooser, uniforms, draft, cache, num_cached)
+        decoded, shape = decoder.decode(), (len(input_ids), height, width)
+        frame = WorldVLAFrameOutput(image_ids=decoded.token_ids.view(shape))
+        if decoded.log_probs is not None and decoded.entropies is not None:
+            frame.log_probs, frame.entropies = decoded.log_probs.view(shape), decoded.entropies.view(shape)
+            frame.mean_log_prob = decoded.log_probs.mean(dim=1)
+            frame.mean_entropy = decoded.entropies.mean(dim=1)
+            frame.num_forwards = decoded.num_forwards
+            frame.tokens_per_forward = (blocks.shape[1] + 1) / decoded.num_forwards
+            frame.acceptance_rate = decoded.acceptance_rate
+        return frame
 
     def _extend(self, tokens: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
         """Run tokens `(B, Q)` on top of the cache under a boolean mask `(B, Q, S)`; returns `(B, Q, H)`."""
@@ -281,11 +335,6 @@ def _side_by_side(steps: list[torch.Tensor | None]) -> torch.Tensor | None:
     """Join what each step gave, D times `(B, K)`, to `(B, K * D)`; `None` where nothing was asked for."""
     given = [step for step in steps if step is not None]
     return torch.stack(given, dim=2).flatten(1) if given else None
-
-
-def _positions(real: torch.Tensor) -> torch.Tensor:
-    """Count positions over real tokens: `(B, P)` booleans to `(B, P)` positions."""
-    return (real.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
 __all__ = ["WorldVLAActionChunkOutput", "WorldVLAFrameOutput", "WorldVLAGenerationMixin"]

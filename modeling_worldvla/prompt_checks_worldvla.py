@@ -4,12 +4,17 @@ Shapes: B batch, P prompt tokens.
 """
 
 import difflib
+from typing import Literal
 
 import torch
 
 from .configuration_worldvla import WorldVLAConfig
 from .masking_worldvla import check_markers
-from .stream_decoding_worldvla import DRAFTS
+
+Draft = Literal["last_frame", "jacobi", "none"]
+DRAFTS: tuple[Draft, ...] = ("last_frame", "jacobi", "none")
+CacheImplementation = Literal["dynamic", "static"]
+CACHE_IMPLEMENTATIONS: tuple[CacheImplementation, ...] = ("dynamic", "static")
 
 
 def check_chunk_size(chunk_size: int | None, config: WorldVLAConfig) -> int:
@@ -44,12 +49,69 @@ def check_draft(draft: str) -> None:
     Raises:
         ValueError: if it is none of `DRAFTS`.
     """
-    if draft not in DRAFTS:
-        close = difflib.get_close_matches(str(draft), DRAFTS, n=1, cutoff=0.5)
+    check_choice("draft", draft, DRAFTS)
+
+
+def check_cache(cache_implementation: str) -> bool:
+    """Refuse a cache that does not exist.
+
+    Args:
+        cache_implementation (`str`): what was asked for.
+
+    Returns:
+        `bool`: whether shapes are to be fixed.
+
+    Raises:
+        ValueError: if it is none of `CACHE_IMPLEMENTATIONS`.
+    """
+    check_choice("cache_implementation", cache_implementation, CACHE_IMPLEMENTATIONS)
+    return cache_implementation == "static"
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse what is none of the choices, and name the nearest.
+
+    Args:
+        name (`str`): what is chosen, for the message.
+        value (`str`): what was asked for.
+        choices (`tuple[str, ...]`): what there is.
+
+    Raises:
+        ValueError: if it is none of them.
+    """
+    if value not in choices:
+        close = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
         meant = f" Did you mean `{close[0]}`?" if close else ""
+        listed = ", ".join(f"`{choice}`" for choice in choices)
+        raise ValueError(f"Unknown {name.replace('_', ' ')} `{value}`. Choose one of: {listed}.{meant}")
+
+
+def pad_to_multiple(
+    input_ids: torch.Tensor, real: torch.Tensor, multiple: int | None, config: WorldVLAConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad prompts on the left until their length is a multiple.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(B, P)`): checked prompts.
+        real (`torch.BoolTensor` of shape `(B, P)`): which tokens are real.
+        multiple (`int` or `None`): of what; `None` leaves them as they are.
+        config (`WorldVLAConfig`): for the padding token.
+
+    Returns:
+        both, padded.
+
+    Raises:
+        ValueError: if `multiple` is not a whole number of at least 1.
+    """
+    if multiple is None:
+        return input_ids, real
+    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
         raise ValueError(
-            f"Unknown draft `{draft}`. Choose one of: {', '.join(f'`{name}`' for name in DRAFTS)}.{meant}"
+            f"`pad_to_multiple_of` must be a whole number of at least 1, got {multiple!r}. Leave it out not to pad."
         )
+    padding = (-input_ids.shape[1] % multiple, 0)
+    pad = torch.nn.functional.pad
+    return pad(input_ids, padding, value=config.pad_token_id), pad(real, padding, value=False)
 
 
 def check_prompt(
@@ -110,6 +172,18 @@ def check_prompt(
     return input_ids.to(device), real.to(device)
 
 
+def count_positions(real: torch.Tensor) -> torch.Tensor:
+    """Number the real tokens of every row, so that left padding does not move them.
+
+    Args:
+        real (`torch.BoolTensor` of shape `(B, P)`): which tokens are real.
+
+    Returns:
+        `torch.LongTensor` of shape `(B, P)`: positions; 0 for padding before the first token.
+    """
+    return (real.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
 def check_length(real: torch.Tensor, num_new_tokens: int, config: WorldVLAConfig) -> None:
     """Refuse prompts that leave no room for the answer.
 
@@ -147,8 +221,7 @@ def last_image_blocks(
     Raises:
         ValueError: if a prompt holds no image, its last image is not laid out as its size says, or sizes differ.
     """
-    rows = range(len(input_ids))
-    images = [_last_image_of_row(row, input_ids[row][real[row]].tolist(), config) for row in rows]
+    images = _last_images(input_ids, real, config)
     sizes = [size for _, size in images]
     if len(set(sizes)) > 1:
         raise ValueError(
@@ -156,6 +229,30 @@ def last_image_blocks(
             f"{', '.join(f'{height} x {width}' for height, width in sizes)}. Call once per size."
         )
     return input_ids.new_tensor([block for block, _ in images]), *sizes[0]
+
+
+def last_image_sizes(input_ids: torch.Tensor, real: torch.Tensor, config: WorldVLAConfig) -> list[tuple[int, int]]:
+    """Read the size of the last image of every prompt.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(B, P)`): checked prompts.
+        real (`torch.BoolTensor` of shape `(B, P)`): which tokens are real.
+        config (`WorldVLAConfig`): token ids.
+
+    Returns:
+        `list` of B pairs: height and width in codes.
+
+    Raises:
+        ValueError: if a prompt holds no image, or its last image is not laid out as its size says.
+    """
+    return [size for _, size in _last_images(input_ids, real, config)]
+
+
+def _last_images(
+    input_ids: torch.Tensor, real: torch.Tensor, config: WorldVLAConfig
+) -> list[tuple[list[int], tuple[int, int]]]:
+    """The last image block of every prompt, without its end, and its size."""
+    return [_last_image_of_row(row, tokens[real[row]].tolist(), config) for row, tokens in enumerate(input_ids)]
 
 
 def _last_image_of_row(row: int, tokens: list[int], config: WorldVLAConfig) -> tuple[list[int], tuple[int, int]]:
@@ -177,4 +274,19 @@ def _last_image_of_row(row: int, tokens: list[int], config: WorldVLAConfig) -> t
     return tokens[begin:end], (height, width)
 
 
-__all__ = ["check_chunk_size", "check_draft", "check_length", "check_prompt", "last_image_blocks"]
+__all__ = [
+    "CACHE_IMPLEMENTATIONS",
+    "CacheImplementation",
+    "DRAFTS",
+    "Draft",
+    "check_cache",
+    "check_choice",
+    "check_chunk_size",
+    "check_draft",
+    "check_length",
+    "check_prompt",
+    "count_positions",
+    "last_image_blocks",
+    "last_image_sizes",
+    "pad_to_multiple",
+]

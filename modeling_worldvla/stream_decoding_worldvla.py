@@ -4,17 +4,16 @@ Shapes: B batch, P prompt tokens, T tokens of the answer, Q tokens fed in one fo
 A *place* counts the tokens of the answer from 0. See docs/decoding.md for why the result does not depend on the draft.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
-from transformers.cache_utils import DynamicCache
 
+from .decoding_cache_worldvla import DecodingCache
 from .masking_worldvla import combine_masks, compute_action_block_ids
+from .prompt_checks_worldvla import Draft, count_positions
 from .sampling_worldvla import Choice, TokenChooser
 
-Draft = Literal["last_frame", "jacobi", "none"]
-DRAFTS: tuple[Draft, ...] = ("last_frame", "jacobi", "none")
 # What one more token in a forward costs, in forwards of one token, and how many drafted tokens a forward may carry.
 EXTRA_TOKEN_COST = 0.05
 LONGEST_BLOCK = 32
@@ -52,6 +51,8 @@ class StreamDecoder:
         uniforms (`torch.FloatTensor` of shape `(B, N)` or `None`): chance for the N free places.
         draft (`str`): `"none"` feeds only what is decided; `"last_frame"` feeds drafted tokens too and keeps those
             that turn out right; `"jacobi"` also replaces the others by what the model chose in their place.
+        cache (`DecodingCache`): room for at least P + T + 1 tokens.
+        num_cached (`int`): tokens at the begin of the prompts that are in the cache already.
     """
 
     def __init__(
@@ -64,8 +65,11 @@ class StreamDecoder:
         chooser: TokenChooser,
         uniforms: torch.Tensor | None,
         draft: Draft,
+        cache: DecodingCache,
+        num_cached: int = 0,
     ) -> None:
         self.model, self.input_ids, self.chooser, self.draft = model, input_ids, chooser, draft
+        self.cache, self.num_cached = cache, num_cached
         self.free_places = free.nonzero()[:, 0].tolist()
         self.last = self.free_places[-1]
         # One more column takes what lies past the end of a row.
@@ -76,7 +80,9 @@ class StreamDecoder:
         self.uniforms = uniforms
         self.scores = [torch.zeros(self.stream.shape, device=input_ids.device) for _ in range(2)]
         self.real, self.num_prompt_tokens = real, real.sum(dim=1, keepdim=True)
-        self.cache = DynamicCache(config=model.config)
+        # Place i of the answer has slot P + i; the last slot takes what lies past the end of a row.
+        self.num_slots = input_ids.shape[1] + self.last + 2
+        self.visible = F.pad(real, (0, cache.num_slots - input_ids.shape[1]), value=True)[:, None]
         self.starts = input_ids.new_zeros(len(input_ids))  # per row, the place of the first token not in the cache
         self.num_forwards = 0
 
@@ -91,7 +97,7 @@ class StreamDecoder:
         while min(starts) < self.last:
             length = best_draft_length(rate_right / rate_seen) if self.draft != "none" else 0
             before = starts
-            starts, gained_right = self._advance(self._num_to_feed(starts, length))
+            starts, gained_right = self._advance(starts, self._num_to_feed(starts, length))
             seen = sum(self.num_decided[new] - self.num_decided[old] for old, new in zip(before, starts, strict=True))
             rate_right, rate_seen = MEMORY * rate_right + sum(gained_right), MEMORY * rate_seen + seen
             num_right = [total + new for total, new in zip(num_right, gained_right, strict=True)]
@@ -107,20 +113,22 @@ class StreamDecoder:
 
     def _num_to_feed(self, starts: list[int], length: int) -> int:
         """Tokens that verify `length` drafts and choose one token more, in the row that needs most of them."""
-        return max(
+        count = max(
             self.free_places[min(self.num_decided[start] + length, len(self.free_places) - 1)] - start
             for start in starts
             if start < self.last
         )
+        # Few shapes where they are to be fixed: what is fed beyond the need is verified like any draft.
+        return min(1 << (count - 1).bit_length(), self.last + 1) if self.cache.fixed_shapes else count
 
-    def _advance(self, count: int) -> tuple[list[int], list[int]]:
+    def _advance(self, starts: list[int], count: int) -> tuple[list[int], list[int]]:
         """Feed `count` tokens of every row; keep those that are right, and the choice that follows them.
 
         Returns where the rows then are, and how many drafts each of them had right.
         """
         places = self.starts[:, None] + torch.arange(count, device=self.starts.device)
         targets = (places + 1).clamp(max=self.last + 1)
-        hidden_states = self._feed(self.stream.gather(1, places.clamp(max=self.last + 1)), places)
+        hidden_states = self._feed(starts, places.clamp(max=self.last + 1))
         uniforms = None if self.uniforms is None else self.uniforms.gather(1, self.ordinal[targets])
         choice = self.chooser.choose(hidden_states, uniforms)
         drafted, free = self.stream.gather(1, targets), self.free[targets]
@@ -130,31 +138,38 @@ class StreamDecoder:
         is_kept = torch.arange(count, device=kept.device) < kept[:, None]
         self._write(targets, choice, drafted, free, free & is_kept)
         self.starts = self.starts + kept
-        summary = [self.starts, (right & free & is_kept).sum(dim=1), kept]
-        starts, num_right, num_kept = torch.stack(summary).tolist()  # the only wait for the device
-        longest = max(num_kept)
-        if longest < count:
-            self.cache.crop(longest - count)  # takes so many away
-        self.real = torch.cat([self.real, is_kept[:, :longest]], dim=1)
-        return starts, num_right
+        summary = [self.starts, (right & free & is_kept).sum(dim=1)]
+        new_starts, num_right = torch.stack(summary).tolist()  # the only wait for the device
+        return new_starts, num_right
 
-    def _feed(self, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """Run tokens `(B, Q)` on top of the cache, the first time after the prompt; returns `(B, Q, H)`."""
-        self.num_forwards += 1
-        config, count, device = self.model.config, tokens.shape[1], tokens.device
+    def _feed(self, starts: list[int], places: torch.Tensor) -> torch.Tensor:
+        """Run the tokens at places `(B, Q)` on top of the cache, the first time after the prompt; returns `(B, Q, H)`.
+
+        What was fed and not kept stays in its slot, hidden by the mask, until the slot is written again.
+        """
+        count, length = places.shape[1], self.input_ids.shape[1]
+        tokens, slots = self.stream.gather(1, places), length + places
         positions = self.num_prompt_tokens + places.clamp(max=self.last)
-        real = F.pad(self.real, (0, count), value=True)
-        length = real.shape[1]
+        end = min(length + max(starts) + count, self.num_slots)
+        self.num_forwards += 1
         if self.num_forwards > 1:
-            mask = combine_masks(None, real, count, length, length - count, device)
-            return self.model._extend(tokens, mask, positions, self.cache)
+            start = length + starts[0] if min(starts) == max(starts) else None
+            num_keys = self.cache.seek(slots, start, end)
+            order = torch.arange(num_keys, device=slots.device) <= slots[:, :, None]
+            return self.model._extend(tokens, order & self.visible[:, :, :num_keys], positions, self.cache)
         # The rule applies to prompt and begin of the answer as a whole: after the begin of an image, as in training,
         # earlier actions are plainly causal.
-        tokens = torch.cat([self.input_ids, tokens], dim=1)
-        block_ids = compute_action_block_ids(tokens, config) if config.use_action_attention_mask else None
-        mask = combine_masks(block_ids, real, length, length, 0, device)
-        positions = torch.cat([(self.real.long().cumsum(dim=1) - 1).clamp(min=0), positions], dim=1)
-        return self.model._extend(tokens, mask, positions, self.cache)[:, -count:]
+        tokens, slots = torch.cat([self.input_ids, tokens], dim=1), torch.arange(length + count, device=slots.device)
+        block_ids = None
+        if self.model.config.use_action_attention_mask:
+            block_ids = compute_action_block_ids(tokens, self.model.config)
+        new, cached = slice(self.num_cached, None), self.num_cached
+        num_keys = self.cache.seek(slots[new].expand(len(tokens), -1), cached, end)
+        real = self.visible[:, 0, : length + count]
+        mask = combine_masks(block_ids, real, length + count - cached, length + count, cached, slots.device)
+        mask = F.pad(mask, (0, num_keys - mask.shape[2]))
+        positions = torch.cat([count_positions(self.real), positions], dim=1)
+        return self.model._extend(tokens[:, new], mask, positions[:, new], self.cache)[:, -count:]
 
     def _write(
         self, targets: torch.Tensor, choice: Choice, drafted: torch.Tensor, free: torch.Tensor, decided: torch.Tensor
@@ -193,4 +208,4 @@ def best_draft_length(rate: float, cost: float = EXTRA_TOKEN_COST, longest: int 
     return best
 
 
-__all__ = ["DRAFTS", "DecodedStream", "Draft", "StreamDecoder", "best_draft_length"]
+__all__ = ["DecodedStream", "StreamDecoder", "best_draft_length"]
