@@ -16,6 +16,7 @@ from .modeling_worldvla import (
     WorldVLAModel,
     WorldVLAPreTrainedModel,
 )
+from .packing_worldvla import pack_samples
 
 WorldVLAConfig.register_for_auto_class()
 WorldVLAModel.register_for_auto_class("AutoModel")
@@ -34,4 +35,5 @@ __all__ = [
     "WorldVLAPreTrainedModel",
     "build_action_attention_mask",
     "count_labels",
+    "pack_samples",
 ]

@@ -195,15 +195,14 @@ class WorldVLADecoderLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Map `(B, L, H)` to `(B, L, H)`; returns the attention weights beside it."""
+    ) -> torch.Tensor:
+        """Map `(B, L, H)` to `(B, L, H)`."""
         branch = hidden_states if self.swin_norm else self.input_layernorm(hidden_states)
-        branch, weights = self.self_attn(branch, position_embeddings, attention_mask, past_key_values, **kwargs)
+        branch, _ = self.self_attn(branch, position_embeddings, attention_mask, past_key_values, **kwargs)
         hidden_states = hidden_states + (self.input_layernorm(branch) if self.swin_norm else branch)
         branch = hidden_states if self.swin_norm else self.post_attention_layernorm(hidden_states)
         branch = self.mlp(branch)
-        hidden_states = hidden_states + (self.post_attention_layernorm(branch) if self.swin_norm else branch)
-        return hidden_states, weights
+        return hidden_states + (self.post_attention_layernorm(branch) if self.swin_norm else branch)
 
 
 __all__ = ["WorldVLAAttention", "WorldVLADecoderLayer", "WorldVLAMLP", "WorldVLARMSNorm", "rotary_embedding"]

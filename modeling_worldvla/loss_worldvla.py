@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .configuration_worldvla import WorldVLAConfig
+from .masking_worldvla import number_samples
 from .token_losses_worldvla import split_rows, weighted_loss
 
 IGNORED_LABEL = -100
@@ -22,44 +23,74 @@ class RoleLosses(NamedTuple):
     loss_world_model: torch.Tensor
 
 
-def world_model_rows(labels: torch.Tensor, config: WorldVLAConfig) -> torch.Tensor:
-    """Say which rows are world-model samples: those that must write an image.
+def world_model_labels(
+    labels: torch.Tensor, config: WorldVLAConfig, sequence_ids: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Say which tokens belong to world-model samples: those that must write an image.
 
     Args:
         labels (`torch.LongTensor` of shape `(B, L)`): label ids, -100 where there is none.
         config (`WorldVLAConfig`): for `boi_token_id`.
+        sequence_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): samples of packed rows; by default a row is
+            one sample.
 
     Returns:
-        `torch.BoolTensor` of shape `(B, 1)`.
+        `torch.BoolTensor` of shape `(B, L)`.
     """
-    return (labels == config.boi_token_id).any(dim=1, keepdim=True)
+    begins = labels == config.boi_token_id
+    if sequence_ids is None:
+        return begins.any(dim=1, keepdim=True).expand_as(labels)
+    samples = number_samples(sequence_ids.to(labels.device))
+    return torch.zeros_like(labels).scatter_reduce(1, samples, begins.long(), "amax").gather(1, samples) > 0
 
 
-def count_labels(labels: torch.Tensor, config: WorldVLAConfig) -> torch.Tensor:
+def predicted_labels(labels: torch.Tensor, sequence_ids: torch.Tensor | None = None) -> torch.Tensor:
+    """Say which labels carry loss: those that are given and that a token of the same sample comes before.
+
+    Args:
+        labels (`torch.LongTensor` of shape `(B, L)`): label ids, -100 where there is none.
+        sequence_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): samples of packed rows.
+
+    Returns:
+        `torch.BoolTensor` of shape `(B, L - 1)`: of the labels but the first of each row.
+    """
+    labelled = labels[:, 1:] != IGNORED_LABEL
+    if sequence_ids is not None:
+        sequence_ids = sequence_ids.to(labels.device)
+        labelled = labelled & (sequence_ids[:, 1:] == sequence_ids[:, :-1])
+    return labelled
+
+
+def count_labels(
+    labels: torch.Tensor, config: WorldVLAConfig, sequence_ids: torch.Tensor | None = None
+) -> torch.Tensor:
     """Count the labels that carry loss, per role.
 
     Sum the counts of all micro-batches of an optimizer step (accumulation steps and ranks) and hand the sum to
     `forward(num_items_in_batch=…)`: then the losses of the micro-batches add up to the loss of the whole batch.
 
     Args:
-        labels (`torch.LongTensor` of shape `(B, L)`): label ids, -100 where there is none. The first token of a row is
-            predicted by nothing and is not counted.
+        labels (`torch.LongTensor` of shape `(B, L)`): label ids, -100 where there is none. The first token of a sample
+            is predicted by nothing and is not counted.
         config (`WorldVLAConfig`): for `boi_token_id`.
+        sequence_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): samples of packed rows.
 
     Returns:
         `torch.LongTensor` of shape `(2,)`: `[N_action, N_world]`.
     """
-    labelled = labels[:, 1:] != IGNORED_LABEL
-    is_world = world_model_rows(labels, config)
+    labelled = predicted_labels(labels, sequence_ids)
+    is_world = world_model_labels(labels, config, sequence_ids)[:, 1:]
     return torch.stack([(labelled & ~is_world).sum(), (labelled & is_world).sum()])
 
 
+@torch.compiler.disable(reason="how many tokens are labelled depends on the data: compile the decoder, not its loss")
 def role_losses(
     hidden_states: torch.Tensor,
     labels: torch.Tensor,
     lm_head: nn.Module,
     config: WorldVLAConfig,
     num_items_in_batch: torch.Tensor | None = None,
+    sequence_ids: torch.Tensor | None = None,
 ) -> RoleLosses:
     """Compute the loss of both roles in the form that `config.loss_form` names, plus the z-loss when it is on.
 
@@ -78,6 +109,7 @@ def role_losses(
         config (`WorldVLAConfig`): form and weights of the loss, and `boi_token_id`.
         num_items_in_batch (`torch.Tensor` of shape `(2,)`, *optional*): `[N_action, N_world]` over the whole optimizer
             step; by default the counts of this batch.
+        sequence_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): samples of packed rows.
 
     Returns:
         `RoleLosses`: three float32 scalars. A role without labels here counts 0. The means of the roles are plain
@@ -91,10 +123,10 @@ def role_losses(
         weights, which ties the share of the world model to the batch; the paper's formula does not.
     """
     labels = _checked_labels(labels, hidden_states)
-    local_counts = count_labels(labels, config)
+    local_counts = count_labels(labels, config, sequence_ids)
     counts = _whole_step_counts(num_items_in_batch, local_counts)
-    labelled = labels[:, 1:] != IGNORED_LABEL
-    is_world = world_model_rows(labels, config).expand_as(labelled)[labelled]
+    labelled = predicted_labels(labels, sequence_ids)
+    is_world = world_model_labels(labels, config, sequence_ids)[:, 1:][labelled]
     targets = labels[:, 1:][labelled]
     if config.loss_form == "official":
         weights = class_weights(targets, config)
@@ -158,4 +190,4 @@ def _whole_step_counts(num_items_in_batch: torch.Tensor | None, local_counts: to
     return num_items_in_batch.to(local_counts.device)
 
 
-__all__ = ["RoleLosses", "class_weights", "count_labels", "role_losses", "world_model_rows"]
+__all__ = ["RoleLosses", "class_weights", "count_labels", "predicted_labels", "role_losses", "world_model_labels"]

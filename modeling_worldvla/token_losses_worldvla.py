@@ -70,7 +70,7 @@ def weighted_loss(
     Returns:
         `tuple`: the loss, a float32 scalar, and the cross-entropy of every token, `(N,)`, without smoothing, detached.
     """
-    if _is_plain_linear(lm_head):
+    if is_plain_linear(lm_head):
         needs_gradients = torch.is_grad_enabled()
         return _ChunkedLoss.apply(
             hidden_states, lm_head.weight, targets, weights, z_weight, label_smoothing, rows, needs_gradients
@@ -113,8 +113,15 @@ def score_tokens(
     return TokenScores(*(torch.cat(values) for values in zip(*scores, strict=True)))
 
 
-def _is_plain_linear(lm_head: nn.Module) -> bool:
-    """Whether `hidden @ weight.T` is all that a call of the head does."""
+def is_plain_linear(lm_head: nn.Module) -> bool:
+    """Say whether `hidden @ weight.T` is all that a call of the head does.
+
+    Args:
+        lm_head (`torch.nn.Module`): projection from H to V.
+
+    Returns:
+        `bool`: `False` for a head that is adapted, quantised, sharded, offloaded or hooked: call it as a module.
+    """
     hooks = (lm_head._forward_hooks, lm_head._forward_pre_hooks, lm_head._backward_hooks, lm_head._backward_pre_hooks)
     return (
         type(lm_head) is nn.Linear
@@ -240,4 +247,4 @@ def _add_product(total: torch.Tensor, gradient: torch.Tensor, hidden: torch.Tens
         total.add_(gradient.T @ hidden)
 
 
-__all__ = ["TokenScores", "score_tokens", "split_rows", "weighted_loss"]
+__all__ = ["TokenScores", "is_plain_linear", "score_tokens", "split_rows", "weighted_loss"]

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from modeling_worldvla.loss_worldvla import IGNORED_LABEL, world_model_rows
+from modeling_worldvla.loss_worldvla import predicted_labels, world_model_labels
 from modeling_worldvla.token_losses_worldvla import score_tokens, split_rows
 
 ROLES = ("action", "world_model")
@@ -40,13 +40,13 @@ class LabelScores(torch.nn.Module):
         """
         hidden = model.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
         labels = inputs["labels"][:, 1:]
-        labelled = labels != IGNORED_LABEL
+        labelled = predicted_labels(inputs["labels"])
         targets = labels[labelled]
         first = self.config.action_token_id_start
         last = first + self.config.num_action_tokens
         rows = split_rows(len(targets), self.config.vocab_size, self.config.loss_chunk_size)
         scores = score_tokens(hidden[:, :-1][labelled], targets, model.lm_head, (first, last), rows)
-        is_world = world_model_rows(inputs["labels"], self.config).expand_as(labelled)[labelled]
+        is_world = world_model_labels(inputs["labels"], self.config)[:, 1:][labelled]
         hits = (scores.best == targets).float()
         for role, selected in enumerate((~is_world, is_world)):
             self.sums[role] += torch.stack(
