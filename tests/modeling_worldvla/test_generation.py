@@ -105,36 +105,6 @@ def test_an_adapted_head_is_called_whole():
     assert torch.equal(model.predict_action_chunk(ids), expected)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize(
-    "options", [{}, {"use_cache": False}, {"cache_implementation": "static", "disable_compile": True}]
-)
-@pytest.mark.parametrize("seed", range(4))
-def test_generate_applies_the_mask(seed, options):
-    """`generate` under every cache equals a full masked forward per token."""
-    model, writer = tiny_model(seed), Writer(seed)
-    prompts = [writer.policy(3)[0] + writer.action() + [7], writer.policy(6)[0] + writer.action() * 2 + [7]]
-    ids, mask = pad_left(prompts)
-    out = model.generate(
-        ids, attention_mask=mask, max_new_tokens=6, do_sample=False, suppress_tokens=list(range(10)), **options
-    )
-    for row, prompt in enumerate(prompts):
-        tokens = list(prompt)
-        for _ in range(6):
-            tokens.append(next_token(model, tokens, 10, model.config.vocab_size - 10))
-        assert out[row, -6:].tolist() == tokens[-6:]
-
-
-def test_beam_search_of_a_batch_equals_singles():
-    model, writer = tiny_model(5), Writer(5)
-    prompts = [writer.policy(3)[0] + writer.action() + [7], writer.policy(6)[0] + writer.action() + [7]]
-    ids, mask = pad_left(prompts)
-    options = {"max_new_tokens": 5, "num_beams": 3, "do_sample": False, "suppress_tokens": list(range(10))}
-    both = model.generate(ids, attention_mask=mask, **options)
-    for row, prompt in enumerate(prompts):
-        assert torch.equal(both[row, -5:], model.generate(torch.tensor([prompt]), **options)[0, -5:])
-
-
 POLICY, WORLD = Writer(1).policy()[0], Writer(1).world_model()[0]
 
 
