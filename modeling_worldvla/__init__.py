@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .configuration_worldvla import WorldVLAConfig
 from .generation_worldvla import WorldVLAActionChunkOutput, WorldVLAFrameOutput
+from .imagination_worldvla import WorldVLAImaginationOutput
 from .loss_worldvla import count_labels
 from .masking_worldvla import build_action_attention_mask
 from .modeling_worldvla import (
@@ -31,6 +32,7 @@ __all__ = [
     "WorldVLAConfig",
     "WorldVLAForCausalLM",
     "WorldVLAFrameOutput",
+    "WorldVLAImaginationOutput",
     "WorldVLAModel",
     "WorldVLAPreTrainedModel",
     "build_action_attention_mask",

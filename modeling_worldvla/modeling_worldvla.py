@@ -16,7 +16,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention_inputs_worldvla import check_length, default_position_ids, prepare_mask
 from .configuration_worldvla import WorldVLAConfig
-from .generation_worldvla import WorldVLAGenerationMixin
+from .imagination_worldvla import WorldVLAImaginationMixin
 from .layers_worldvla import WorldVLAAttention, WorldVLADecoderLayer, WorldVLARMSNorm, rotary_embedding
 from .loss_worldvla import role_losses
 
@@ -178,7 +178,7 @@ class WorldVLAModel(WorldVLAPreTrainedModel):
         return use_cache
 
 
-class WorldVLAForCausalLM(WorldVLAPreTrainedModel, WorldVLAGenerationMixin):
+class WorldVLAForCausalLM(WorldVLAPreTrainedModel, WorldVLAImaginationMixin):
     """The decoder with its head, its loss, and its ways to act and to imagine.
 
     Args:

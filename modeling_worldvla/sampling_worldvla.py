@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 from torch.nn import functional as F
+
+from .token_losses_worldvla import is_plain_linear
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,9 @@ class TokenChooser:
             `Choice`.
         """
         rows = slice(self.first_id, self.first_id + self.num_ids)
-        if type(self.lm_head) is nn.Linear:
+        if is_plain_linear(self.lm_head):
             logits = F.linear(hidden_states, self.lm_head.weight[rows])
-        else:  # an adapter or a quantised layer, whose rows cannot be taken apart
+        else:  # an adapter, a quantised or a spread layer, whose rows cannot be taken apart
             logits = self.lm_head(hidden_states)[..., rows]
         index = logits.argmax(dim=-1) if uniforms is None else self._draw(logits.float(), uniforms)
         if not self.with_scores:
