@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput, can_return_tuple, logging
@@ -178,7 +178,7 @@ class WorldVLAModel(WorldVLAPreTrainedModel):
         return use_cache
 
 
-class WorldVLAForCausalLM(WorldVLAPreTrainedModel, WorldVLAImaginationMixin):
+class WorldVLAForCausalLM(WorldVLAPreTrainedModel, WorldVLAImaginationMixin, GenerationMixin):
     """The decoder with its head, its loss, and its ways to act and to imagine.
 
     Args:
@@ -187,6 +187,7 @@ class WorldVLAForCausalLM(WorldVLAPreTrainedModel, WorldVLAImaginationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: WorldVLAConfig) -> None:
         super().__init__(config)
@@ -241,6 +242,11 @@ class WorldVLAForCausalLM(WorldVLAPreTrainedModel, WorldVLAImaginationMixin):
         References:
             WorldVLA (arXiv 2506.21539) sections 3.3 and 3.4.
         """
+        if kwargs.get("shift_labels") is not None:
+            raise ValueError(
+                "The role of a sample is read from the labels of its whole row, but got `shift_labels`, which belong "
+                "to a part of it. Train without context or sequence parallelism."
+            )
         if labels is not None and use_cache is None:
             use_cache = False
         outputs = self.model(
