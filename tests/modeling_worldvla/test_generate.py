@@ -1,4 +1,6 @@
+import re
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -307,3 +309,17 @@ def test_recorded_outputs_of_every_step():
         (1, 4, 1, length + 2),
     ]
     assert [layers[-1].shape for layers in out.hidden_states] == [(1, length, 32), (1, 1, 32), (1, 1, 32)]
+
+
+def test_the_snippets_of_the_docs_run(processor, make_model, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "generate.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    folder = tmp_path / "outputs" / "demo" / "checkpoint"
+    make_model().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    monkeypatch.chdir(tmp_path)
+    names = {name: Image.new("RGB", (32, 32), color) for name, color in (("previous", "red"), ("current", "green"))}
+    monkeypatch.setattr("builtins.print", lambda *_: None)
+    for snippet in snippets:
+        exec(compile(snippet, "generate.md", "exec"), names)
+    assert names["actions"].shape == (4, 5, 7) and names["picture"].size == (32, 32)
