@@ -37,12 +37,11 @@ def imagine_episode(
     """
     action_ids = processor.encode_actions(actions, dataset_name)
     frame = processor.encode_images([first_frame])
-    frames, history = [frame], model.config.world_model_history
-    for number in range(1, len(actions) + 1):
-        first = max(0, number - history)
-        shown = [frame[0] for frame in frames[first:number]]
-        inputs = processor(images=shown, actions=action_ids[first:number], role="world_model", return_tensors="pt")
-        frames.append(model.predict_next_frame(**inputs.to(model.device)).to(frame.device))
+    inputs = processor(images=[frame[0]], actions=action_ids[:1], role="world_model", return_tensors="pt")
+    following = torch.as_tensor(action_ids[1:])[None]
+    frames = [frame]
+    for number, imagined in enumerate(model.imagine_frames(**inputs.to(model.device), actions=following), start=1):
+        frames.append(imagined.image_ids.to(frame.device))
         on_frame(number)
     return decode_frames(processor, torch.cat(frames))
 
