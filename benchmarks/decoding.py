@@ -18,7 +18,7 @@ if __package__ in (None, ""):  # run as a script: import from the checkout, not 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from transformers import HfArgumentParser, LogitsProcessor, LogitsProcessorList
+from transformers import HfArgumentParser
 
 from benchmarks.measuring import Row, describe_machine, fastest, now, report
 from modeling_worldvla import WorldVLAConfig, WorldVLAForCausalLM
@@ -42,63 +42,16 @@ class BenchmarkArguments:
     output: str | None = field(default=None, metadata={"help": "JSON file for the numbers, the machine and commit."})
 
 
-class Grammar(LogitsProcessor):
-    """Allows one token where the answer is forced, and one range of ids elsewhere.
-
-    Args:
-        prompt_length (`int`): tokens before the answer.
-        answer (`list` of `int` or `None`): the answer; `None` is free.
-        first_id (`int`): the first id of the range.
-        num_ids (`int`): ids of the range.
-    """
-
-    def __init__(self, prompt_length: int, answer: list[int | None], first_id: int, num_ids: int) -> None:
-        self.prompt_length, self.answer, self.range = prompt_length, answer, slice(first_id, first_id + num_ids)
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Rule out everything else: `(B, S)` ids so far and `(B, V)` scores to `(B, V)` scores."""
-        forced = self.answer[input_ids.shape[1] - self.prompt_length]
-        allowed = torch.full_like(scores, -torch.inf)
-        if forced is None:
-            allowed[:, self.range] = scores[:, self.range]
-        else:
-            allowed[:, forced] = 0
-        return allowed
-
-
-def generate(model: Any, prompt: torch.Tensor, answer: list[int | None], first_id: int, num_ids: int) -> torch.Tensor:
-    """The free tokens of an answer, one token per forward: `(1, N)`."""
-    grammar = Grammar(prompt.shape[1], answer, first_id, num_ids)
-    tokens = model.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        max_new_tokens=len(answer),
-        do_sample=False,
-        use_cache=True,
-        eos_token_id=None,
-        logits_processor=LogitsProcessorList([grammar]),
-    )[:, prompt.shape[1] :]
-    return tokens[:, [place for place, token in enumerate(answer) if token is None]]
-
-
 def generate_chunk(model: Any, prompt: torch.Tensor, chunk_size: int) -> torch.Tensor:
     """What `predict_action_chunk` returns, by `generate()`."""
-    config = model.config
-    block: list[int | None] = [config.boa_token_id, *[None] * config.action_dim, config.eoa_token_id]
-    answer = (block * chunk_size)[:-1]  # nothing is chosen after the last bin
-    tokens = generate(model, prompt, answer, config.action_token_id_start, config.num_action_tokens)
-    return tokens.view(1, chunk_size, -1)
+    answer = model.generate(prompt, token_grammar="policy", chunk_size=chunk_size, do_sample=False)
+    return answer[:, prompt.shape[1] : -1].view(1, chunk_size, -1)[..., 1:-1]
 
 
 def generate_frame(model: Any, prompt: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """What `predict_next_frame` returns, by `generate()`; the begin of the image belongs to the prompt."""
-    config = model.config
-    grid = [config.grid_token_id_start + side // config.codes_per_grid_unit for side in (height, width)]
-    row: list[int | None] = [*[None] * width, config.eol_token_id]
-    prompt = torch.nn.functional.pad(prompt, (0, 1), value=config.boi_token_id)
-    answer = [*grid, *(row * height)[:-1]]
-    tokens = generate(model, prompt, answer, config.image_token_id_start, config.num_image_tokens)
-    return tokens.view(1, height, width)
+    """What `predict_next_frame` returns, by `generate()`."""
+    answer = model.generate(prompt, token_grammar="world_model", do_sample=False)
+    return answer[:, prompt.shape[1] + 3 : -2].view(1, height, width + 1)[..., :-1]
 
 
 def make_model(arguments: BenchmarkArguments) -> Any:
