@@ -1,8 +1,11 @@
 """Configuration of WorldVLA: the sizes of the network and every token id, as data."""
 
+import math
+from difflib import get_close_matches
 from typing import Any
 
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 AUTO_MAP = {
     "AutoConfig": "configuration_worldvla.WorldVLAConfig",
@@ -25,6 +28,15 @@ POSITIVE_SIZES = (
     "chunk_size",
     "n_obs_steps",
     "world_model_history",
+)
+SWITCHES = (
+    "attention_bias",
+    "mlp_bias",
+    "use_qk_norm",
+    "swin_norm",
+    "tie_word_embeddings",
+    "use_cache",
+    "use_action_attention_mask",
 )
 LOSS_FORMS = ("paper", "official")
 SINGLE_TOKENS = (
@@ -85,10 +97,12 @@ class WorldVLAConfig(PreTrainedConfig):
         chunk_size (`int`): actions per prediction (K).
         n_obs_steps (`int`): frames in a policy prompt (M).
         world_model_history (`int`): frame-action pairs in a world-model prompt.
+        derived_from (`str`, *optional*): Hub id of the weights that training began with; the model card names it and
+            its licence.
 
     Raises:
-        ValueError: if a size is not positive, the heads do not divide, token ids overlap or leave the vocabulary, or
-            a loss cannot be computed.
+        ValueError: if a size is not positive, a number or a switch is no such thing, the heads do not divide, the
+            activation is unknown, token ids overlap or leave the vocabulary, or a loss cannot be computed.
 
     References:
         WorldVLA (arXiv 2506.21539) section 3; Chameleon (arXiv 2405.09818) section 2.2 for the network.
@@ -97,9 +111,12 @@ class WorldVLAConfig(PreTrainedConfig):
     model_type = "worldvla"
     keys_to_ignore_at_inference = ["past_key_values"]
     base_model_tp_plan = {
+        "embed_tokens": "embedding_rowwise",
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",
         "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.q_norm": "replicated_with_grad_allreduce",
+        "layers.*.self_attn.k_norm": "replicated_with_grad_allreduce",
         "layers.*.self_attn.o_proj": "rowwise",
         "layers.*.mlp.gate_proj": "colwise",
         "layers.*.mlp.up_proj": "colwise",
@@ -151,6 +168,7 @@ class WorldVLAConfig(PreTrainedConfig):
     chunk_size: int = 5
     n_obs_steps: int = 2
     world_model_history: int = 1
+    derived_from: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill in what follows from other fields, hand the rest to the base class, and check the whole.
@@ -164,6 +182,7 @@ class WorldVLAConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.loss_weight_ranges = [list(entry) for entry in self.loss_weight_ranges]
         _check_sizes(self)
+        _check_numbers(self)
         _check_token_ids(self)
         _check_losses(self)
 
@@ -201,9 +220,40 @@ def _check_sizes(config: WorldVLAConfig) -> None:
             f"Rotary embeddings need heads of even width, got {config.head_dim} = hidden_size {config.hidden_size} / "
             f"num_attention_heads {config.num_attention_heads}. Change one of the two."
         )
+
+
+def _check_numbers(config: WorldVLAConfig) -> None:
+    """Refuse numbers, switches and names that no network can be made from."""
+    for name, low, high, span in (
+        ("attention_dropout", 0.0, 1.0, "lie in [0, 1)"),
+        ("initializer_range", 0.0, math.inf, "not be negative"),
+        ("label_smoothing", 0.0, 1.0, "lie in [0, 1)"),
+        ("world_model_loss_weight", 0.0, math.inf, "not be negative"),
+        ("z_loss_weight", 0.0, math.inf, "not be negative"),
+    ):
+        if not _is_number(value := getattr(config, name)) or not low <= value < high:
+            raise ValueError(f"`{name}` must be a number and {span}, got {value!r}. Use 0 to turn it off.")
+    theta = config.rope_parameters.get("rope_theta")
+    for name, value in (("rms_norm_eps", config.rms_norm_eps), ("rope_theta", theta)):
+        if not _is_number(value) or not 0 < value < math.inf:
+            raise ValueError(f"`{name}` must be a number above 0, got {value!r}. Leave it out to take the default.")
+    for name in SWITCHES:
+        if not isinstance(value := getattr(config, name), bool):
+            raise ValueError(f"`{name}` must be True or False, got {value!r}. Choose one of the two.")
     rope_type = config.rope_parameters.get("rope_type", "default")
     if rope_type != "default":
         raise ValueError(f"`rope_type` must be 'default', got {rope_type!r}. Leave it out of `rope_parameters`.")
+    if config.hidden_act not in ACT2FN:
+        near = get_close_matches(str(config.hidden_act), ACT2FN, n=1, cutoff=0)[0]
+        raise ValueError(
+            f"`hidden_act` must be an activation of transformers, got {config.hidden_act!r}. Choose one of: "
+            f"{', '.join(sorted(ACT2FN))}. Did you mean {near!r}?"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    """Whether something is a number, and no switch."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check_token_ids(config: WorldVLAConfig) -> None:
@@ -234,11 +284,6 @@ def _check_losses(config: WorldVLAConfig) -> None:
     """Refuse losses that cannot be computed."""
     if config.loss_form not in LOSS_FORMS:
         raise ValueError(f"`loss_form` must be one of {', '.join(LOSS_FORMS)}, got {config.loss_form!r}. Choose one.")
-    for name in ("world_model_loss_weight", "z_loss_weight"):
-        if getattr(config, name) < 0:
-            raise ValueError(f"`{name}` must not be negative, got {getattr(config, name)}. Use 0 to turn it off.")
-    if not 0 <= config.label_smoothing < 1:
-        raise ValueError(f"`label_smoothing` must lie in [0, 1), got {config.label_smoothing}. Use 0 to turn it off.")
     chunk_size = config.loss_chunk_size
     if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
         raise ValueError(
@@ -246,13 +291,21 @@ def _check_losses(config: WorldVLAConfig) -> None:
             "memory instead."
         )
     for entry in config.loss_weight_ranges if config.loss_form == "official" else ():
-        if len(entry) != 3 or not 0 <= entry[0] <= entry[1] < config.vocab_size or entry[2] <= 0:
+        if not _is_weight_range(entry, config.vocab_size):
             start, end = config.image_token_id_start, config.image_token_id_start + config.num_image_tokens - 1
             raise ValueError(
                 "`loss_weight_ranges` must hold [first id, last id, weight] inside the vocabulary of "
                 f"{config.vocab_size} entries with positive weights, got {entry}. [[{start}, {end}, 0.04]] are this "
                 "vocabulary's image tokens."
             )
+
+
+def _is_weight_range(entry: list[Any], vocab_size: int) -> bool:
+    """Whether an entry is `[first id, last id, weight]` of this vocabulary."""
+    if len(entry) != 3 or not all(_is_number(value) for value in entry):
+        return False
+    first, last, weight = entry
+    return first == int(first) and last == int(last) and 0 <= first <= last < vocab_size and weight > 0
 
 
 __all__ = ["WorldVLAConfig"]

@@ -26,8 +26,7 @@ class WorldVLARMSNorm(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Normalise `(..., H)` over the last axis, in the dtype it came in."""
-        scaled = hidden_states.float()
-        scaled = scaled * torch.rsqrt(scaled.square().mean(-1, keepdim=True) + self.eps)
+        scaled = F.rms_norm(hidden_states.float(), hidden_states.shape[-1:], eps=self.eps)
         return self.weight * scaled.to(hidden_states.dtype)
 
 
@@ -37,20 +36,23 @@ class WorldVLAHeadLayerNorm(nn.Module):
     The weights are `[model_parallel_size, head_dim]`, as in the official checkpoints.
     """
 
-    def __init__(self, num_shards: int, head_dim: int, eps: float = 1e-5) -> None:
+    def __init__(self, num_shards: int, num_heads: int, head_dim: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(num_shards, head_dim))
         self.bias = nn.Parameter(torch.zeros(num_shards, head_dim))
+        self.num_heads = num_heads
         self.eps = eps
 
-    def forward(self, heads: torch.Tensor) -> torch.Tensor:
-        """Normalise `(B, L, N, E)` over the last axis."""
+    def forward(self, heads: torch.Tensor, first_head: int = 0) -> torch.Tensor:
+        """Normalise `(B, L, N, E)` over the last axis; `first_head` says which of all heads the first of these is."""
         num_shards, head_dim = self.weight.shape
         if num_shards == 1:
             return F.layer_norm(heads, (head_dim,), self.weight[0], self.bias[0], self.eps)
-        repeats = heads.shape[2] // num_shards
-        normed = F.layer_norm(heads, (head_dim,), eps=self.eps)
-        return normed * self.weight.repeat_interleave(repeats, 0) + self.bias.repeat_interleave(repeats, 0)
+        here = slice(first_head, first_head + heads.shape[2])
+        weight, bias = (
+            values.repeat_interleave(self.num_heads // num_shards, 0)[here] for values in (self.weight, self.bias)
+        )
+        return F.layer_norm(heads, (head_dim,), eps=self.eps) * weight + bias
 
 
 def rotary_embedding(
@@ -113,6 +115,14 @@ def eager_attention(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
+def _first_head(projection: nn.Module, count: int, num_heads: int) -> int:
+    """Say which of all heads is the first of `count` heads that this tensor-parallel rank has."""
+    if count == num_heads:
+        return 0
+    weight: Any = projection.weight
+    return weight.device_mesh.get_local_rank() * count
+
+
 class WorldVLAAttention(nn.Module):
     """Multi-head attention with q/k-norm and rotary positions."""
 
@@ -131,8 +141,9 @@ class WorldVLAAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, key_size, bias=config.attention_bias)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_bias)
         if config.use_qk_norm:
-            self.q_norm = WorldVLAHeadLayerNorm(config.model_parallel_size, self.head_dim)
-            self.k_norm = WorldVLAHeadLayerNorm(config.model_parallel_size, self.head_dim)
+            shards = config.model_parallel_size
+            self.q_norm = WorldVLAHeadLayerNorm(shards, config.num_attention_heads, self.head_dim)
+            self.k_norm = WorldVLAHeadLayerNorm(shards, config.num_key_value_heads, self.head_dim)
 
     def forward(
         self,
@@ -149,7 +160,8 @@ class WorldVLAAttention(nn.Module):
         key = self.k_proj(hidden_states).view(per_head)
         value = self.v_proj(hidden_states).view(per_head).transpose(1, 2)
         if self.config.use_qk_norm:
-            query, key = self.q_norm(query), self.k_norm(key)
+            query = self.q_norm(query, _first_head(self.q_proj, query.shape[2], self.q_norm.num_heads))
+            key = self.k_norm(key, _first_head(self.k_proj, key.shape[2], self.k_norm.num_heads))
         query = apply_rotary(query, *position_embeddings).transpose(1, 2)
         key = apply_rotary(key, *position_embeddings).transpose(1, 2)
         if past_key_values is not None:

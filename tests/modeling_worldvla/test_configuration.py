@@ -20,7 +20,9 @@ def test_defaults_are_the_official_7b():
 
 
 def test_save_and_load(tmp_path):
-    config = tiny_config(rope_theta=500.0, world_model_loss_weight=0.5, loss_weight_ranges=((60, 99, 0.04),))
+    config = tiny_config(
+        rope_theta=500.0, world_model_loss_weight=0.5, loss_weight_ranges=((60, 99, 0.04),), derived_from="a/b"
+    )
     config.save_pretrained(tmp_path)
     loaded = WorldVLAConfig.from_pretrained(tmp_path)
     assert loaded.to_dict() == config.to_dict()
@@ -46,12 +48,29 @@ def test_save_and_load(tmp_path):
             "`action_token_id_start` takes 45 … 64 and `image_token_id_start` begins at 60",
         ),
         ({"loss_form": "offical"}, "`loss_form` must be one of paper, official, got 'offical'"),
-        ({"z_loss_weight": -1.0}, "`z_loss_weight` must not be negative, got -1.0"),
-        ({"label_smoothing": 1.0}, r"`label_smoothing` must lie in \[0, 1\), got 1.0"),
+        ({"z_loss_weight": -1.0}, "`z_loss_weight` must be a number and not be negative, got -1.0. Use 0 to turn"),
+        ({"world_model_loss_weight": "0.1"}, "`world_model_loss_weight` must be a number .* got '0.1'"),
+        ({"world_model_loss_weight": float("nan")}, "`world_model_loss_weight` must be a number .* got nan"),
+        ({"label_smoothing": 1.0}, r"`label_smoothing` must be a number and lie in \[0, 1\), got 1.0"),
+        ({"attention_dropout": -0.1}, r"`attention_dropout` must be a number and lie in \[0, 1\), got -0.1"),
+        ({"attention_dropout": 1.0}, r"`attention_dropout` must be a number and lie in \[0, 1\), got 1.0"),
+        ({"initializer_range": -1}, "`initializer_range` must be a number and not be negative, got -1"),
+        ({"rms_norm_eps": 0.0}, "`rms_norm_eps` must be a number above 0, got 0.0. Leave it out"),
+        ({"rms_norm_eps": None}, "`rms_norm_eps` must be a number above 0, got None"),
+        ({"rope_theta": -1.0}, "`rope_theta` must be a number above 0, got -1.0"),
+        ({"tie_word_embeddings": "false"}, "`tie_word_embeddings` must be True or False, got 'false'"),
+        ({"use_action_attention_mask": None}, "`use_action_attention_mask` must be True or False, got None"),
+        ({"hidden_act": "sillu"}, "`hidden_act` must be an activation .* got 'sillu'. .* Did you mean 'silu'?"),
+        ({"vocab_size": 90}, "`image_token_id_start` must lie inside .* 90 entries, got 60 … 99. .* `vocab_size`"),
+        ({"num_key_value_heads": 0}, "`num_key_value_heads` must be a whole number of at least 1, got 0"),
         ({"loss_chunk_size": 0}, "`loss_chunk_size` must be a whole number of at least 1, got 0. Leave it out"),
         (
             {"loss_form": "official"},
             r"vocabulary of 200 .* got \[3, 8194, 0.04\]. \[\[60, 99, 0.04\]\] are",
+        ),
+        (
+            {"loss_form": "official", "loss_weight_ranges": [[60, 99]]},
+            r"must hold \[first id, last id, weight\] .* got \[60, 99\]",
         ),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "`rope_type` must be 'default', got 'yarn'"),
     ],

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from modeling_worldvla import WorldVLAConfig, WorldVLAForCausalLM, WorldVLAModel, build_action_attention_mask
 from modeling_worldvla.masking_worldvla import compute_action_block_ids
 
-from .sequences import Writer, pad_left, tiny_model, training_batch
+from .sequences import Writer, tiny_model, training_batch
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MASKS, FORWARD = np.load(FIXTURES / "recorded_masks.npz"), np.load(FIXTURES / "recorded_forward.npz")
@@ -112,36 +112,6 @@ def test_heads_of_a_shard_share_their_norm():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_left_padding_changes_nothing(attention):
-    model = tiny_model()
-    model.set_attn_implementation(attention)
-    rows = [sum(Writer(1).policy(3, 2), []), sum(Writer(2).world_model(9, 2), [])]
-    ids, mask = pad_left(rows)
-    logits = model(ids, attention_mask=mask).logits
-    assert torch.isfinite(logits).all()
-    for row, tokens in enumerate(rows):
-        alone = model(torch.tensor([tokens])).logits[0]
-        torch.testing.assert_close(logits[row, -len(tokens) :], alone, rtol=1e-4, atol=1e-4)
-
-
-@torch.no_grad()
-def test_cached_equals_uncached():
-    model = tiny_model()
-    ids, mask, _ = training_batch()
-    whole = model(ids, attention_mask=mask).logits
-    block_ids = compute_action_block_ids(ids, model.config)
-    cut = ids.shape[1] - 7
-    # The ids of the whole sequence are given in both calls: they say where the last image is.
-    first = model(ids[:, :cut], attention_mask=mask[:, :cut], action_block_ids=block_ids[:, :cut], use_cache=True)
-    second = model(
-        ids[:, cut:], attention_mask=mask, past_key_values=first.past_key_values, action_block_ids=block_ids
-    )
-    cached = torch.cat([first.logits, second.logits], dim=1)
-    torch.testing.assert_close(cached[mask.bool()], whole[mask.bool()], rtol=1e-4, atol=1e-4)
-
-
-@torch.no_grad()
 def test_a_finished_mask_is_used_as_it_is():
     model = tiny_model()
     ids = torch.tensor([sum(Writer().policy(3, 3), [])])
@@ -187,36 +157,21 @@ def test_bad_arguments_are_refused():
         model(torch.zeros(1, 401, dtype=torch.long))
     with pytest.raises(ValueError, match=r"Give a mask of `build_action_attention_mask` as `mask\[:, None\]`"):
         model(ids, attention_mask=build_action_attention_mask(ids, model.config))
+    with pytest.raises(ValueError, match="The role of a sample .* got `shift_labels`.* without context"):
+        model(ids, shift_labels=ids)
     with pytest.raises(ValueError, match="eager attention only, got `attn_implementation` 'sdpa'"):
         model(ids, output_attentions=True)
 
 
 @torch.no_grad()
-def test_recorded_outputs_and_logits_to_keep():
+def test_logits_to_keep():
     model = tiny_model()
-    model.set_attn_implementation("eager")
     ids = torch.tensor([Writer().policy()[0]])
-    outputs = model(ids, output_hidden_states=True, output_attentions=True)
-    assert len(outputs.hidden_states) == 3 and len(outputs.attentions) == 2
+    outputs = model(ids, output_hidden_states=True)
     torch.testing.assert_close(model.lm_head(outputs.hidden_states[-1]), outputs.logits)
-    assert outputs.attentions[0].shape == (1, 4, ids.shape[1], ids.shape[1])
-    torch.testing.assert_close(outputs.attentions[0].sum(-1), torch.ones(1, 4, ids.shape[1]))
     torch.testing.assert_close(model(ids, logits_to_keep=2).logits, outputs.logits[:, -2:])
     torch.testing.assert_close(model(ids, logits_to_keep=torch.tensor([0, 3])).logits, outputs.logits[:, [0, 3]])
     torch.testing.assert_close(model(ids, return_dict=False)[0], outputs.logits)
-
-
-def test_gradient_checkpointing_gives_the_same_gradients():
-    ids, mask, labels = training_batch()
-    gradients = []
-    for checkpointing in (False, True):
-        model = tiny_model().train()
-        if checkpointing:
-            model.gradient_checkpointing_enable()
-        model(ids, attention_mask=mask, labels=labels).loss.backward()
-        gradients.append([parameter.grad for parameter in model.parameters()])
-    for plain, checkpointed in zip(*gradients, strict=True):
-        torch.testing.assert_close(checkpointed, plain)
 
 
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}])
@@ -231,15 +186,6 @@ def test_save_and_load(tmp_path, changes):
     assert torch.equal(decoder(ids).last_hidden_state, model.model(ids).last_hidden_state)
 
 
-def test_half_precision_runs():
-    model = tiny_model().to(torch.bfloat16)
-    ids, mask, labels = training_batch()
-    outputs = model(ids, attention_mask=mask, labels=labels)
-    assert outputs.loss.dtype == torch.float32 and torch.isfinite(outputs.loss)
-    outputs.loss.backward()
-    assert model.predict_action_chunk(torch.tensor([Writer().policy()[0]])).shape == (1, 4, 3)
-
-
 def test_fresh_weights_follow_the_configuration():
     model = tiny_model(initializer_range=0.05)
     assert model.lm_head.weight.std().item() == pytest.approx(0.05, rel=0.05)
@@ -247,13 +193,3 @@ def test_fresh_weights_follow_the_configuration():
     for name, parameter in model.named_parameters():
         if "norm" in name:
             assert (parameter == float(name.endswith("weight"))).all(), name
-
-
-@pytest.mark.slow  # flex attention compiles
-@torch.no_grad()
-def test_flex_attention_equals_sdpa():
-    model = tiny_model(hidden_size=64)
-    ids = torch.tensor([sum(Writer().policy(3, 3), [])])
-    expected = model(ids).logits
-    model.set_attn_implementation("flex_attention")
-    torch.testing.assert_close(model(ids, use_cache=False).logits, expected, rtol=1e-4, atol=1e-4)
