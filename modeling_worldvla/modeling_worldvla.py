@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput, can_return_tuple, logging
@@ -16,6 +16,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention_inputs_worldvla import check_length, default_position_ids, prepare_mask
 from .configuration_worldvla import WorldVLAConfig
+from .hub_worldvla import WorldVLAHubModel
 from .imagination_worldvla import WorldVLAImaginationMixin
 from .layers_worldvla import WorldVLAAttention, WorldVLADecoderLayer, WorldVLARMSNorm, rotary_embedding
 from .loss_worldvla import role_losses
@@ -47,7 +48,7 @@ class WorldVLACausalLMOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class WorldVLAPreTrainedModel(PreTrainedModel):
+class WorldVLAPreTrainedModel(WorldVLAHubModel):
     """What the two models share: configuration, names, and what transformers may do with them."""
 
     config_class = WorldVLAConfig

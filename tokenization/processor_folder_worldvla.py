@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from huggingface_hub import CommitInfo, HfApi
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
@@ -66,6 +67,51 @@ class ProcessorFolder(ProcessorMixin):
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
         return files
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str = "Upload processor",
+        commit_description: str | None = None,
+    ) -> CommitInfo:
+        """Upload settings, text tokenizer, VQ-GAN and code, beside the model where it lies there.
+
+        The card of the repository stays as it is: the model writes it.
+
+        Args:
+            repo_id (`str`): repository on the Hub, made if it is missing.
+            private (`bool`, *optional*): of a new repository; by default as the account has it.
+            token (`str` or `bool`, *optional*): of the Hub; by default the stored one.
+            revision (`str`, *optional*): branch, made if it is missing.
+            create_pr (`bool`): open a pull request instead.
+            commit_message (`str`): first line of the commit's message.
+            commit_description (`str`, *optional*): the rest of it.
+
+        Returns:
+            `CommitInfo`: where it is now.
+
+        Raises:
+            ValueError: if the VQ-GAN or the action limits are missing.
+        """
+        api = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if revision is not None and not revision.startswith("refs/pr"):
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message,
+                commit_description=commit_description,
+                revision=revision,
+                create_pr=create_pr,
+            )
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

@@ -3,15 +3,12 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoProcessor
 
-import tokenization
 from tokenization import LIBERO_ACTION_LIMITS, WorldVLAProcessor
 
 from .conftest import CORPUS, make_vq_model
@@ -116,52 +113,6 @@ def test_missing_folders_and_text_tokenizers_are_refused(folder, tmp_path):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(OSError, match="lacks its text tokenizer: tokenizer.json"):
         WorldVLAProcessor.from_pretrained(folder)
-
-
-class FakeHub:
-    """Takes commits instead of sending them."""
-
-    def __init__(self):
-        self.commits = []
-
-    def create_repo(self, repo_id, **_):
-        return SimpleNamespace(repo_id=f"someone/{repo_id}")
-
-    def create_commit(self, repo_id, operations, **options):
-        files = {operation.path_in_repo: Path(operation.path_or_fileobj).read_bytes() for operation in operations}
-        self.commits.append((repo_id, files, options))
-        return SimpleNamespace(oid="0" * 40)
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    hub = FakeHub()
-    monkeypatch.setattr("transformers.utils.hub.hf_api", lambda: hub)
-    card = SimpleNamespace(save=lambda path: Path(path).write_text("a card"))
-    monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *_, **__: card)
-    return hub
-
-
-@pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained"])
-def test_everything_is_pushed_to_the_hub(processor, frames, hub, tmp_path, way):
-    if way == "push_to_hub":
-        processor.push_to_hub("my-processor", commit_message="first", private=True)
-    else:
-        processor.save_pretrained(tmp_path / "my-processor", push_to_hub=True, commit_message="first")
-        assert (tmp_path / "my-processor" / "vq_model").is_dir()
-    ((repo_id, files, options),) = hub.commits
-    assert repo_id == "someone/my-processor" and options["commit_message"] == "first"
-    code = {path.name for path in Path(tokenization.__file__).parent.glob("*_worldvla.py")}
-    assert {"vq_model/config.json", "vq_model/diffusion_pytorch_model.safetensors", "processor_config.json"} <= set(
-        files
-    )
-    assert {"tokenizer.json", "tokenizer_config.json", "processor_config.json", "README.md"} <= set(files)
-    assert {name for name in files if name.endswith(".py")} <= code
-    for name, content in files.items():  # what was sent is a whole processor
-        target = tmp_path / "clone" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
-    assert_alike(processor, AutoProcessor.from_pretrained(str(tmp_path / "clone")), frames)
 
 
 REMOTE = """
