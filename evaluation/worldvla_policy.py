@@ -1,0 +1,180 @@
+"""A WorldVLA checkpoint as a policy for many episodes at once.
+
+Shapes: `B` requests, `M` frames that are shown, `K` actions of a chunk, `D` action dimensions, `h, w` rows and columns
+of image tokens.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from evaluation.checkpoints import fingerprint_checkpoint, load_checkpoint
+from evaluation.libero_env import OPEN_HAND_STILL
+from evaluation.policies import ChunkRequest, check_requests
+from evaluation.policy_arguments import PolicyArguments
+
+
+@dataclass
+class _Episode:
+    """What is remembered of an episode under way."""
+
+    instruction: str
+    frames: deque[torch.Tensor]  # the last M frames as image token ids (h, w)
+    commands: deque[np.ndarray]  # the last M - 1 commands, those between the frames
+
+
+class WorldVLAPolicy:
+    """Runs a WorldVLA checkpoint open-loop over its chunks, all episodes in one batch.
+
+    Every frame is encoded once, all frames of a batch together; the last M of an episode are kept as tokens. Before an
+    episode has that many, its first frame is repeated, as in training.
+
+    Args:
+        model (`WorldVLAForCausalLM`): the model.
+        processor (`WorldVLAProcessor`): its processor.
+        camera (`str`): the camera that the model was trained on.
+        n_obs_steps (`int`, *optional*): M; by default the checkpoint's.
+        chunk_size (`int`, *optional*): K, actions that are asked for; by default the checkpoint's.
+        n_action_steps (`int`, *optional*): actions of a chunk that are carried out; by default all.
+        dataset_name (`str`, *optional*): whose action limits; may be left out when the processor has one data set.
+        history_actions (`bool`): show the commands between the frames, too. Before the first command they are the
+            protocol's settling steps: an open hand that keeps still.
+        fingerprint (`str`, *optional*): see `fingerprint_checkpoint`; goes into `describe`.
+
+    Raises:
+        ValueError: if the data set is unknown or more actions shall be carried out than are predicted.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        camera: str = "agentview",
+        n_obs_steps: int | None = None,
+        chunk_size: int | None = None,
+        n_action_steps: int | None = None,
+        dataset_name: str | None = None,
+        history_actions: bool = False,
+        fingerprint: str | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.processor = processor
+        self.cameras = (camera,)
+        self.dataset_name = processor.action_tokenizer.choose_dataset(dataset_name)
+        self.n_obs_steps = n_obs_steps or model.config.n_obs_steps
+        self.chunk_size = chunk_size or model.config.chunk_size
+        self.n_action_steps = self.chunk_size if n_action_steps is None else n_action_steps
+        if not 1 <= self.n_action_steps <= self.chunk_size:
+            raise ValueError(f"`n_action_steps` must lie in 1 … {self.chunk_size}, got {self.n_action_steps}.")
+        self.history_actions = history_actions
+        self.fingerprint = fingerprint
+        self._episodes: dict[str, _Episode] = {}
+
+    @classmethod
+    def from_arguments(cls, arguments: PolicyArguments) -> "WorldVLAPolicy":
+        """Load a checkpoint.
+
+        Args:
+            arguments (`PolicyArguments`): which, and how it shall act.
+
+        Returns:
+            `WorldVLAPolicy`: with the checkpoint's fingerprint.
+
+        Raises:
+            ValueError: if the checkpoint or an option does not fit; see `load_checkpoint`.
+        """
+        checkpoint = str(arguments.checkpoint)
+        model, processor = load_checkpoint(checkpoint, arguments.device)
+        return cls(
+            model,
+            processor,
+            camera=arguments.camera,
+            n_obs_steps=arguments.n_obs_steps,
+            chunk_size=arguments.chunk_size,
+            n_action_steps=arguments.n_action_steps,
+            dataset_name=arguments.dataset_name,
+            history_actions=arguments.history_actions,
+            fingerprint=fingerprint_checkpoint(checkpoint, model),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the answers.
+
+        Returns:
+            `dict`: JSON values.
+        """
+        return {
+            "policy": "worldvla",
+            "checkpoint_fingerprint": self.fingerprint,
+            "camera": self.cameras[0],
+            "n_obs_steps": self.n_obs_steps,
+            "chunk_size": self.chunk_size,
+            "n_action_steps": self.n_action_steps,
+            "dataset_name": self.dataset_name,
+            "history_actions": self.history_actions,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+        }
+
+    def begin(self, episode_id: str, instruction: str) -> None:
+        """Take up an episode; one of the same id is forgotten.
+
+        Args:
+            episode_id (`str`): its name.
+            instruction (`str`): what the robot shall do.
+        """
+        commands = deque([OPEN_HAND_STILL] * (self.n_obs_steps - 1), maxlen=self.n_obs_steps - 1)
+        self._episodes[episode_id] = _Episode(instruction, deque(maxlen=self.n_obs_steps), commands)
+
+    def end(self, episode_id: str) -> None:
+        """Forget an episode, if it is known.
+
+        Args:
+            episode_id (`str`): its name.
+        """
+        self._episodes.pop(episode_id, None)
+
+    @torch.inference_mode()
+    def predict_chunks(self, requests: Sequence[ChunkRequest]) -> list[np.ndarray]:
+        """Predict the next actions of every episode that asks, in one batch.
+
+        Args:
+            requests (`Sequence[ChunkRequest]`): B of them, with uint8 frames `(H, W, 3)` under the camera's name.
+
+        Returns:
+            `list[np.ndarray]`: B arrays `(n_action_steps, D)`: commands in the data set's units.
+
+        Raises:
+            ValueError: if an episode is unknown, asks twice, or shows no frame of the camera.
+        """
+        if not requests:
+            return []
+        check_requests(requests, self._episodes, self.cameras)
+        self._see(requests)
+        episodes = [self._episodes[request.episode_id] for request in requests]
+        inputs = self.processor(
+            images=[list(episode.frames) for episode in episodes],
+            text=[episode.instruction for episode in episodes],
+            history_actions=[np.array(episode.commands) for episode in episodes] if self.history_actions else None,
+            dataset_name=self.dataset_name,
+            return_tensors="pt",
+        )
+        ids = self.model.predict_action_chunk(**inputs.to(self.model.device), chunk_size=self.chunk_size)
+        chunks = self.processor.decode_actions(ids, self.dataset_name)[:, : self.n_action_steps]
+        for episode, chunk in zip(episodes, chunks, strict=True):
+            episode.commands.extend(chunk)
+        return list(chunks)
+
+    def _see(self, requests: Sequence[ChunkRequest]) -> None:
+        """Encode the new frames of all requests at once; those that no prompt will show are left out."""
+        shown = [request.observations[-self.n_obs_steps :] for request in requests]
+        images = [observation[self.cameras[0]] for observations in shown for observation in observations]
+        tokens = iter(self.processor.encode_images(images))
+        for request, observations in zip(requests, shown, strict=True):
+            frames = self._episodes[request.episode_id].frames
+            for _ in observations:
+                frame = next(tokens)
+                frames.extend([frame] * (1 if frames else self.n_obs_steps))
