@@ -63,7 +63,7 @@ class WorldVLAPolicy:
     ) -> None:
         self.model = model.eval()
         self.processor = processor
-        self.cameras = (camera,)
+        self.cameras: tuple[str, ...] = (camera,)
         self.dataset_name = processor.action_tokenizer.choose_dataset(dataset_name)
         self.n_obs_steps = n_obs_steps or model.config.n_obs_steps
         self.chunk_size = chunk_size or model.config.chunk_size
