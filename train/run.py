@@ -4,7 +4,7 @@
     accelerate launch train/run.py train/recipes/demo.yaml --tokens tokens/ --output_dir outputs/run
 
 Killed at any moment, the same command goes on from the last complete checkpoint. When it ends, `output_dir` itself
-holds one folder with everything: model, processor with VQ-GAN and action limits, data card, metrics.
+holds one folder with everything: model, processor with VQ-GAN and action limits, data card, metrics, model card.
 """
 
 import logging
@@ -89,6 +89,8 @@ def build_model(
     model = WorldVLAForCausalLM.from_pretrained(
         path, **{name: value for name, value in options.items() if name not in SIZES}
     )
+    if model.config.derived_from is None and not Path(path).is_dir():
+        model.config.derived_from = path  # the model card names it, and its licence
     different = [
         f"{name}: {getattr(model.config, name)} != {value}"
         for name, value in ids.items()
@@ -132,15 +134,17 @@ def has_checkpoint(output: Path) -> bool:
 def save_everything(
     trainer: WorldVLATrainer, model: WorldVLAForCausalLM, processor: WorldVLAProcessor, episodes: TokenizedEpisodes
 ) -> None:
-    """Write model, processor, data card and the log into the output folder."""
-    trainer.save_model()
-    trainer.save_state()
+    """Write processor, data card, log, model and model card into the output folder."""
     if trainer.is_world_process_zero():
         output = Path(str(trainer.args.output_dir))
         processor.tokenizer.model_max_length = model.config.max_position_embeddings
         processor.save_pretrained(output)
         write_json(output / DATA_CARD, episodes.card)
         write_json(output / "training_log.json", trainer.state.log_history)
+    trainer.save_state()
+    trainer.save_model()  # last: with `--push_to_hub true` it uploads the folder
+    if not trainer.args.push_to_hub:
+        trainer.create_model_card()
 
 
 def main(argv: list[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ sample of the optimizer step: all accumulation steps, all processes. So one proc
 equals one large batch.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from modeling_worldvla import count_labels
+from modeling_worldvla.hub_worldvla import choose_card, read_remote_card
+from modeling_worldvla.model_card_worldvla import write_model_card
 from train.scores import LabelScores
 
 ROLE_LOSSES = ("loss_action", "loss_world_model")
@@ -94,3 +97,16 @@ class WorldVLATrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             self._scores.update(self.accelerator.unwrap_model(model), inputs)
         return None, None, None
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card of this project; what people wrote into the one of the repository is kept.
+
+        Args:
+            *args: what the Trainer would write into its own card is not used.
+            **kwargs: likewise.
+        """
+        if not self.is_world_process_zero():
+            return
+        folder, repo_id = Path(str(self.args.output_dir)), self.hub_model_id
+        remote = read_remote_card(repo_id, self.args.hub_revision, self.args.hub_token) if repo_id else None
+        write_model_card(folder, repo_id=repo_id, existing=choose_card(folder, remote, repo_id or "no repository"))

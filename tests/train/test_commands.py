@@ -93,6 +93,14 @@ def test_trained_folder_loads_acts_and_imagines(tokens, tmp_path):
     inputs = processor(images=[frame], actions=actions[0, :1], role="world_model")
     assert processor.decode_images(model.predict_next_frame(**inputs))[0].size == (SIZE, SIZE)
     assert {path.name for path in output.iterdir()} >= {"model.safetensors", "vq_model", "data_card.json"}
+    card = (output / "README.md").read_text()
+    for part in (
+        "| episodes | train 2, val_ind 1 |",
+        "2 optimizer steps",
+        "| val_ind_loss_action |",
+        "Not evaluated.",
+    ):
+        assert part in card
 
 
 def test_tokens_of_another_vqgan_are_refused(tokens, tmp_path):

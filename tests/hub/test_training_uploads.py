@@ -1,0 +1,43 @@
+"""With `--push_to_hub true` training uploads the whole folder, and the card in it is ours."""
+
+from types import SimpleNamespace
+
+from huggingface_hub import HfApi
+
+import train.trainer
+from modeling_worldvla.model_card_worldvla import BEGIN, load_card
+from train.arguments import WorldVLATrainingArguments
+from train.run import save_everything
+from train.trainer import WorldVLATrainer
+
+from .test_push_to_hub import HANDWRITTEN
+
+CARD = {
+    "dataset_name": "made_up",
+    "camera": "agentview",
+    "grid": [2, 2],
+    "sources": [{"file": "a_demo.hdf5", "episodes": 1}],
+    "splits": {"train": 1},
+    "steps": 3,
+    "clipped_action_values": 0,
+}
+
+
+def test_training_uploads_everything_with_our_card(make_model, processor, hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.trainer.hf_api", lambda: HfApi())
+    monkeypatch.setattr(
+        train.trainer, "read_remote_card", lambda *given: load_card(hub.download("me/tiny", "README.md"))
+    )
+    hub.files["README.md"] = HANDWRITTEN.encode()
+    arguments = WorldVLATrainingArguments(
+        output_dir=str(tmp_path / "run"), push_to_hub=True, hub_model_id="me/tiny", use_cpu=True, report_to=[]
+    )
+    model = make_model()
+    trainer = WorldVLATrainer(model=model, args=arguments, train_dataset=[{}])
+    save_everything(trainer, model, processor, SimpleNamespace(card=CARD))
+    ((repo_id, files, _),) = hub.commits
+    assert repo_id == "me/tiny"
+    assert {"model.safetensors", "vq_model/config.json", "processor_config.json", "data_card.json"} <= set(files)
+    card = files["README.md"].decode()
+    assert "It lives in the cellar." in card and BEGIN in card and "| data set | made_up |" in card
+    assert 'checkpoint = "me/tiny"' in card
