@@ -18,6 +18,7 @@ from .modeling_worldvla import (
     WorldVLAPreTrainedModel,
 )
 from .packing_worldvla import pack_samples
+from .scoring_worldvla import WorldVLAScoreOutput
 
 WorldVLAConfig.register_for_auto_class()
 WorldVLAModel.register_for_auto_class("AutoModel")
@@ -35,6 +36,7 @@ __all__ = [
     "WorldVLAImaginationOutput",
     "WorldVLAModel",
     "WorldVLAPreTrainedModel",
+    "WorldVLAScoreOutput",
     "build_action_attention_mask",
     "count_labels",
     "pack_samples",

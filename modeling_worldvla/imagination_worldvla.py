@@ -13,7 +13,7 @@ import torch
 from transformers.utils import ModelOutput
 
 from .decoding_cache_worldvla import DecodingCache
-from .generation_worldvla import WorldVLAFrameOutput, WorldVLAGenerationMixin
+from .generation_worldvla import WorldVLAFrameOutput
 from .prompt_checks_worldvla import (
     CacheImplementation,
     Draft,
@@ -24,8 +24,9 @@ from .prompt_checks_worldvla import (
     last_image_blocks,
     pad_to_multiple,
 )
-from .rollout_checks_worldvla import check_actions, check_history, split_world_prompt
+from .rollout_prompts_worldvla import check_history, check_ids, split_world_prompt, write_pair
 from .sampling_worldvla import SamplingOptions
+from .scoring_worldvla import WorldVLAScoringMixin
 
 
 @dataclass
@@ -54,8 +55,8 @@ class WorldVLAImaginationOutput(ModelOutput):
     acceptance_rate: torch.Tensor | None = None
 
 
-class WorldVLAImaginationMixin(WorldVLAGenerationMixin):
-    """`imagine` and `imagine_frames`, beside the single predictions."""
+class WorldVLAImaginationMixin(WorldVLAScoringMixin):
+    """`imagine` and `imagine_frames`, beside single predictions and scores."""
 
     @torch.no_grad()
     def imagine(
@@ -154,7 +155,8 @@ class WorldVLAImaginationMixin(WorldVLAGenerationMixin):
         input_ids, real = check_prompt(input_ids, attention_mask, config, config.boi_token_id, self.device)
         blocks, height, width = last_image_blocks(input_ids, real, config)
         head, pairs = split_world_prompt(input_ids, real, blocks.shape[1] + 1, config)
-        actions = check_actions(actions, len(input_ids), config).to(self.device)
+        bins = (config.action_token_id_start, config.num_action_tokens)
+        actions = check_ids(actions, "actions", (len(input_ids), None, config.action_dim), *bins).to(self.device)
         shown = check_history(history, pairs.shape[1], config)
         shown = min(shown, pairs.shape[1] + actions.shape[1])
         check_length(real, (shown - pairs.shape[1]) * pairs.shape[2] + blocks.shape[1] + 1, config)
@@ -192,19 +194,11 @@ class WorldVLAImaginationMixin(WorldVLAGenerationMixin):
             frame = decode(prompt, known, blocks, num_cached=num_cached)
             yield frame
             if number < actions.shape[1]:
-                window.append(self._pair(blocks, frame["image_ids"], actions[:, number]))
+                window.append(write_pair(blocks[:, :3], frame["image_ids"], actions[:, number], self.config))
                 # Pairs stand where they stood while none is dropped; after that, only what precedes them does.
                 kept = len(window) - 1 if len(window) <= history else 0
                 num_cached = head.shape[1] + kept * window[0].shape[1]
                 del window[:-history]
-
-    def _pair(self, blocks: torch.Tensor, image_ids: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """Write frames `(B, h, w)`, begun as `blocks` are, and actions `(B, D)` as tokens `(B, T)`."""
-        config, pad = self.config, torch.nn.functional.pad
-        rows = pad(image_ids, (0, 1), value=config.eol_token_id).flatten(1)
-        block = pad(torch.cat([blocks[:, :3], rows], dim=1), (0, 1), value=config.eoi_token_id)
-        action = pad(pad(action, (1, 0), value=config.boa_token_id), (0, 1), value=config.eoa_token_id)
-        return torch.cat([block, action], dim=1)
 
 
 __all__ = ["WorldVLAImaginationMixin", "WorldVLAImaginationOutput"]

@@ -124,14 +124,32 @@ class TokenChooser:
         Returns:
             `Choice`.
         """
+        logits = self._project(hidden_states)
+        index = logits.argmax(dim=-1) if uniforms is None else self._draw(logits.float(), uniforms)
+        return self._score(logits, index) if self.with_scores else Choice(index + self.first_id, None, None)
+
+    def score(self, hidden_states: torch.Tensor, token_ids: torch.Tensor) -> Choice:
+        """Score the token that did follow each hidden state, as if it had been chosen.
+
+        Args:
+            hidden_states (`torch.FloatTensor` of shape `(..., H)`): output of the decoder.
+            token_ids (`torch.LongTensor` of shape `(...)`): ids that are allowed.
+
+        Returns:
+            `Choice`.
+        """
+        return self._score(self._project(hidden_states), token_ids - self.first_id)
+
+    def _project(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Logits of the allowed ids: `(..., H)` to `(..., A)`."""
         rows = slice(self.first_id, self.first_id + self.num_ids)
         if is_plain_linear(self.lm_head):
-            logits = F.linear(hidden_states, self.lm_head.weight[rows])
-        else:  # an adapter, a quantised or a spread layer, whose rows cannot be taken apart
-            logits = self.lm_head(hidden_states)[..., rows]
-        index = logits.argmax(dim=-1) if uniforms is None else self._draw(logits.float(), uniforms)
-        if not self.with_scores:
-            return Choice(index + self.first_id, None, None)
+            return F.linear(hidden_states, self.lm_head.weight[rows])
+        # An adapter, a quantised or a spread layer, whose rows cannot be taken apart.
+        return self.lm_head(hidden_states)[..., rows]
+
+    def _score(self, logits: torch.Tensor, index: torch.Tensor) -> Choice:
+        """Log-probabilities of what was chosen, and entropies: `(..., A)` and `(...)` to `(...)`."""
         log_probs = logits.float().log_softmax(dim=-1)
         entropies = -(log_probs.exp() * log_probs).sum(dim=-1)
         return Choice(index + self.first_id, log_probs.gather(-1, index[..., None])[..., 0], entropies)

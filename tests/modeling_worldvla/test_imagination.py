@@ -130,7 +130,7 @@ def test_no_further_actions_give_one_frame():
         ([1, 2], {"history": 2}, "must show equally many frames, got 1, 2. Call once per"),
         ([1], {"history": 40, "actions": torch.full((1, 40, 3), 30)}, "at most 400 tokens together"),
         ([1], {"actions": torch.full((1, 2, 4), 30)}, r"\(1, any, 3\), got torch.int64 of shape \(1, 2, 4\)"),
-        ([1], {"actions": torch.full((1, 2, 3), 50)}, "must lie in 30 … 49, got 50 in action 0 of row 0"),
+        ([1], {"actions": torch.full((1, 2, 3), 50)}, r"`actions` must lie in 30 … 49, got 50 at \(0, 0, 0\)"),
         ([1], {"actions": torch.full((1, 2, 3), 0.5)}, "must be whole numbers"),
         ([1], {"draft": "jacoby"}, "Did you mean `jacobi`"),
     ],

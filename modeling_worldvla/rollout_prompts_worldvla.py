@@ -1,10 +1,11 @@
-"""What `imagine` asks of its prompts and actions, checked where they come in.
+"""Prompts of rollouts: checked where they come in, taken apart, and put together again.
 
 Shapes: B batch, P prompt tokens, n frame-action pairs of the prompt, M actions that follow, D action dims, T tokens of
 a pair.
 """
 
 import torch
+from torch.nn.functional import pad
 
 from .configuration_worldvla import WorldVLAConfig
 
@@ -83,13 +84,15 @@ def check_history(history: int | None, num_pairs: int, config: WorldVLAConfig) -
     return history
 
 
-def check_actions(actions: torch.Tensor, batch_size: int, config: WorldVLAConfig) -> torch.Tensor:
-    """Check the actions that follow the prompts.
+def check_ids(ids: torch.Tensor, what: str, shape: tuple[int | None, ...], first: int, count: int) -> torch.Tensor:
+    """Check token ids of one range.
 
     Args:
-        actions (`torch.LongTensor` of shape `(B, M, D)`): action token ids.
-        batch_size (`int`): B.
-        config (`WorldVLAConfig`): width and range of actions.
+        ids (`torch.LongTensor`): token ids.
+        what (`str`): name of the argument, for the message.
+        shape (`tuple` of `int` or `None`): what their shape must be; `None` where any length will do.
+        first (`int`): first id of the range.
+        count (`int`): ids of the range.
 
     Returns:
         the same as int64.
@@ -97,23 +100,42 @@ def check_actions(actions: torch.Tensor, batch_size: int, config: WorldVLAConfig
     Raises:
         ValueError: if shape or range differ.
     """
-    actions = torch.as_tensor(actions)
-    wanted = (batch_size, config.action_dim)
-    if actions.ndim != 3 or (actions.shape[0], actions.shape[2]) != wanted or actions.is_floating_point():
+    ids = torch.as_tensor(ids)
+    fits = ids.ndim == len(shape) and all(side in (None, size) for side, size in zip(shape, ids.shape, strict=True))
+    if not fits or ids.is_floating_point():
+        wanted = ", ".join("any" if side is None else str(side) for side in shape)
         raise ValueError(
-            f"`actions` must be whole numbers of shape (batch, frames, dims) = ({batch_size}, any, "
-            f"{config.action_dim}), got {actions.dtype} of shape {tuple(actions.shape)}. Make them with "
-            "`processor.encode_actions` and add the batch axis."
+            f"`{what}` must be whole numbers of shape ({wanted}), got {ids.dtype} of shape {tuple(ids.shape)}. Make "
+            "them with the processor, and add the batch axis."
         )
-    first, end = config.action_token_id_start, config.action_token_id_start + config.num_action_tokens
-    outside = (actions < first) | (actions >= end)
+    outside = (ids < first) | (ids >= first + count)
     if bool(outside.any()):
-        row, place, dim = (int(index) for index in outside.nonzero()[0])
+        place = tuple(outside.nonzero()[0].tolist())
         raise ValueError(
-            f"Action token ids must lie in {first} … {end - 1}, got {int(actions[row, place, dim])} in action {place} "
-            f"of row {row}. Make them with `processor.encode_actions`."
+            f"`{what}` must lie in {first} … {first + count - 1}, got {int(ids[place])} at {place}. Make them with "
+            "the processor that was saved with this model."
         )
-    return actions.long()
+    return ids.long()
 
 
-__all__ = ["check_actions", "check_history", "split_world_prompt"]
+def write_pair(
+    opening: torch.Tensor, image_ids: torch.Tensor, action_ids: torch.Tensor, config: WorldVLAConfig
+) -> torch.Tensor:
+    """Write frames and the actions that follow them as tokens.
+
+    Args:
+        opening (`torch.LongTensor` of shape `(B, 3)`): begin and size of the frames.
+        image_ids (`torch.LongTensor` of shape `(B, h, w)`): image token ids.
+        action_ids (`torch.LongTensor` of shape `(B, D)`): action token ids.
+        config (`WorldVLAConfig`): the markers.
+
+    Returns:
+        `torch.LongTensor` of shape `(B, T)`.
+    """
+    rows = pad(image_ids, (0, 1), value=config.eol_token_id).flatten(1)
+    block = pad(torch.cat([opening, rows], dim=1), (0, 1), value=config.eoi_token_id)
+    action = pad(pad(action_ids, (1, 0), value=config.boa_token_id), (0, 1), value=config.eoa_token_id)
+    return torch.cat([block, action], dim=1)
+
+
+__all__ = ["check_history", "check_ids", "split_world_prompt", "write_pair"]
