@@ -22,6 +22,7 @@ from transformers import HfArgumentParser
 
 from benchmarks.measuring import Row, describe_machine, fastest, now, report
 from modeling_worldvla import WorldVLAConfig, WorldVLAForCausalLM
+from modeling_worldvla.decoding_cache_worldvla import DecodingCache
 
 
 @dataclass
@@ -170,6 +171,37 @@ def compare_frames(model: Any, prompts: list[torch.Tensor], side: tuple[int, int
     return rows
 
 
+def compare_extra_tokens(model: Any, prompt: torch.Tensor, arguments: BenchmarkArguments) -> list[Row]:
+    """What more tokens in a forward cost, in forwards of one token: the head's rows of image tokens included."""
+    config, length = model.config, prompt.shape[1]
+    cache = DecodingCache(config, length + 64)
+    head = model.lm_head.weight[config.image_token_id_start :][: config.num_image_tokens]
+
+    @torch.no_grad()
+    def feed(start: int, count: int) -> None:
+        slots = torch.arange(start, start + count)[None]
+        cache.seek(slots, start, start + count)
+        mask = torch.ones(1, count, start + count, dtype=torch.bool).tril(start)
+        torch.nn.functional.linear(model._extend(prompt[:, :count], mask, slots, cache), head)
+
+    feed(0, length)
+    counts = [1, 2, 3, 5, 9, 17, 33]
+    calls = [lambda count=count: [feed(length, count) for _ in range(10)] for count in counts]
+    one, *times = (seconds / 10 for seconds in fastest(arguments.repetitions + 2, *calls))
+    return [
+        Row(
+            what=f"forward of 1 + {count - 1} tokens",
+            shape=f"{length} cached",
+            baseline=f"1 token: {one * 1e3:.1f} ms",
+            result=f"{seconds * 1e3:.1f} ms, {(seconds / one - 1) / (count - 1):.3f} forwards per extra token",
+            ratio=seconds / one,
+            target="none",
+            holds=True,
+        )
+        for count, seconds in zip(counts[1:], times, strict=True)
+    ]
+
+
 def read_prompts(arguments: BenchmarkArguments) -> tuple[Any, list[torch.Tensor], tuple[int, int]]:
     """A trained model, world-model prompts spread over the first episode of held-out frames, and a frame's size."""
     from evaluation.checkpoints import load_checkpoint
@@ -209,6 +241,7 @@ def run(arguments: BenchmarkArguments) -> dict[str, Any]:
         rows = [row for size in arguments.chunk_sizes for row in compare_chunk(model, prompt, size, arguments)]
         prompt = make_prompt(model.config, arguments, "world_model")
         rows += compare_frames(model, [prompt], (arguments.image_codes, arguments.image_codes), arguments)
+        rows += compare_extra_tokens(model, prompt, arguments)
     return {
         "machine": describe_machine(),
         "preset": f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.0f}M parameters",
