@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import GenerationConfig, LogitsProcessor
+from transformers import CompileConfig, GenerationConfig, LogitsProcessor
 
 from modeling_worldvla import build_action_attention_mask
 from modeling_worldvla.grammar_worldvla import WorldVLATokenGrammar
@@ -231,6 +231,30 @@ def test_no_ids_and_a_filled_cache_are_refused():
     cache = model(ids).past_key_values
     with pytest.raises(ValueError, match=f"a cache that already holds {len(WORLD)} tokens"):
         model.generate(ids, token_grammar="world_model", past_key_values=cache)
+
+
+def test_the_policy_goes_on_from_a_cached_prompt():
+    model, (ids, mask) = tiny_model(1), pad_left([Writer(1).policy(text)[0] for text in (3, 8)])
+    expected = model.generate(ids, attention_mask=mask, token_grammar="policy")
+    cache = model(ids, attention_mask=mask, use_cache=True).past_key_values
+    out = model.generate(ids, attention_mask=mask, token_grammar="policy", past_key_values=cache)
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.slow  # compiles
+@pytest.mark.timeout(900)
+def test_steps_with_a_static_cache_compile_into_one_graph():
+    model, compile_config = tiny_model(1), CompileConfig(fullgraph=True, dynamic=False)
+    compile_config._compile_all_devices = True  # elsewhere transformers compiles on accelerators only
+    options = {"token_grammar": "policy", "cache_implementation": "static", "compile_config": compile_config}
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    for seed in (1, 2):
+        ids, mask = pad_left([Writer(seed).policy(text)[0] for text in (3, 8)])
+        out = model.generate(ids, attention_mask=mask, **options)
+        assert torch.equal(actions_of(out[:, ids.shape[1] :]), model.predict_action_chunk(ids, mask))
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
 
 
 @torch.no_grad()
