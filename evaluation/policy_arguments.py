@@ -1,26 +1,49 @@
 """The options that choose a policy and say what it is made from. Loads no torch: simulator processes read it, too."""
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
 
 from evaluation.libero_setup import choose
 
-# Which options each policy cannot do without, by the policy's name.
-NEEDED_OPTIONS: dict[str, tuple[str, ...]] = {
-    "worldvla": ("checkpoint",),
+REPLAY_KEYS = ("recorded", "number")
+
+
+@dataclass(frozen=True)
+class PolicyOptions:
+    """What a policy is made from.
+
+    Attributes:
+        needed (`tuple[str, ...]`): options that must be given.
+        understood (`tuple[str, ...]`): options that may be given. `camera` and `device` may stand with every policy.
+    """
+
+    needed: tuple[str, ...] = ()
+    understood: tuple[str, ...] = ()
+
+
+_SHARED = ("policy", "camera", "device")
+OPTIONS = {
+    "worldvla": PolicyOptions(
+        ("checkpoint",), ("n_obs_steps", "chunk_size", "n_action_steps", "dataset_name", "history_actions")
+    ),
+    "expert": PolicyOptions(),
+    "replay": PolicyOptions(("demonstrations",), ("replay_by",)),
+    "replay_mean": PolicyOptions(("demonstrations",)),
+    "random": PolicyOptions((), ("random_limit",)),
+    "noop": PolicyOptions(),
 }
-POLICY_NAMES = tuple(NEEDED_OPTIONS)
 
 
 @dataclass
 class PolicyArguments:
     """Which policy acts, and with what."""
 
-    policy: str = field(default="worldvla", metadata={"help": f"Who acts: {', '.join(POLICY_NAMES)}."})
+    policy: str = field(default="worldvla", metadata={"help": f"Who acts: {', '.join(OPTIONS)}."})
     checkpoint: str | None = field(
         default=None, metadata={"help": "worldvla: folder or Hub id of a checkpoint with its processor."}
     )
-    device: str = field(default="cpu", metadata={"help": "worldvla: torch device of the model and the VQ-GAN."})
-    camera: str = field(default="agentview", metadata={"help": "worldvla: camera that the checkpoint was trained on."})
+    device: str = field(default="cpu", metadata={"help": "torch device of the model and the VQ-GAN."})
+    camera: str = field(default="agentview", metadata={"help": "Camera that the policy looks at."})
     n_obs_steps: int | None = field(
         default=None, metadata={"help": "worldvla: M, frames that are shown; by default the checkpoint's."}
     )
@@ -35,14 +58,48 @@ class PolicyArguments:
         default=False,
         metadata={"help": "worldvla: show the commands between the frames, to checkpoints that were trained so."},
     )
+    demonstrations: list[str] = field(
+        default_factory=list, metadata={"help": "replay, replay_mean: HDF5 files or folders of demonstrations."}
+    )
+    replay_by: str = field(
+        default="recorded",
+        metadata={
+            "help": "replay: `recorded` finds the demonstration with the initial state, or the seed, of the episode; "
+            "`number` takes demonstration k for state k."
+        },
+    )
+    random_limit: float = field(default=1.0, metadata={"help": "random: largest size of a number of an action."})
 
     def __post_init__(self) -> None:
         """Check every option before anything is loaded."""
-        choose("policy", self.policy, POLICY_NAMES)
-        for name in NEEDED_OPTIONS[self.policy]:
-            if not getattr(self, name):
-                raise ValueError(f"Policy `{self.policy}` needs `--{name}`, which was not given.")
+        choose("policy", self.policy, tuple(OPTIONS))
+        choose("--replay_by", self.replay_by, REPLAY_KEYS)
+        self._check_given()
         for name in ("n_obs_steps", "chunk_size", "n_action_steps"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"`--{name}` must be larger than 0, got {value}.")
+        if not 0 < self.random_limit <= 1:
+            raise ValueError(
+                f"`--random_limit` must lie in (0, 1], what the simulator takes; got {self.random_limit}."
+            )
+
+    def _check_given(self) -> None:
+        """Refuse options that are missing, and options of other policies: they would do nothing."""
+        options = OPTIONS[self.policy]
+        for name in options.needed:
+            if not getattr(self, name):
+                raise ValueError(f"Policy `{self.policy}` needs `--{name}`, which was not given.")
+        for option in fields(PolicyArguments):
+            if option.name in (*_SHARED, *options.needed, *options.understood):
+                continue
+            if getattr(self, option.name) != _default(option):
+                users = [name for name, other in OPTIONS.items() if option.name in other.needed + other.understood]
+                raise ValueError(
+                    f"Policy `{self.policy}` has no option `--{option.name}`; it belongs to {', '.join(users)}. Leave "
+                    "it out, or choose another `--policy`."
+                )
+
+
+def _default(option: Any) -> Any:
+    return option.default if option.default_factory is MISSING else option.default_factory()

@@ -17,3 +17,24 @@ def test_what_a_policy_cannot_do_without():
 def test_sizes_are_positive(name):
     with pytest.raises(ValueError, match=f"`--{name}` must be larger than 0, got 0"):
         PolicyArguments(checkpoint="c", **{name: 0})
+
+
+def test_options_of_other_policies_are_refused():
+    with pytest.raises(ValueError, match="Policy `expert` has no option `--checkpoint`; it belongs to worldvla"):
+        PolicyArguments(policy="expert", checkpoint="c")
+    with pytest.raises(ValueError, match="Policy `noop` has no option `--demonstrations`; it belongs to replay, repl"):
+        PolicyArguments(policy="noop", demonstrations=["a.hdf5"])
+    assert PolicyArguments(policy="noop", camera="wrist", device="cuda").camera == "wrist"
+
+
+def test_replays_need_demonstrations():
+    with pytest.raises(ValueError, match="Policy `replay` needs `--demonstrations`"):
+        PolicyArguments(policy="replay")
+    with pytest.raises(ValueError, match="Unknown --replay_by `numbers`.*Did you mean `number`"):
+        PolicyArguments(policy="replay", demonstrations=["a"], replay_by="numbers")
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, float("nan")])
+def test_random_actions_stay_in_the_simulators_range(limit):
+    with pytest.raises(ValueError, match=r"`--random_limit` must lie in \(0, 1\], what the simulator takes; got"):
+        PolicyArguments(policy="random", random_limit=limit)
