@@ -8,7 +8,7 @@ from modeling_worldvla import WorldVLAConfig
 from modeling_worldvla.loss_worldvla import IGNORED_LABEL as LOSS_IGNORES
 from tokenization import VocabularyLayout
 from tokenization.choices_worldvla import require_choice
-from tokenization.demonstrations import CAMERA_KEYS as READ_CAMERA_KEYS
+from tokenization.libero_files import CAMERA_KEYS as READ_CAMERA_KEYS
 from tokenization.prompt_worldvla import IGNORE_INDEX
 
 
