@@ -16,10 +16,11 @@ from safetensors import SafetensorError, safe_open
 
 from .configuration_worldvla import WorldVLAConfig
 
+OFFICIAL_REPOSITORY = "Alibaba-DAMO-Academy/WorldVLA"
 WHERE_FROM = (
     "The official checkpoints are the folders model_256/ and model_512/, each with libero_spatial, libero_object, "
-    "libero_goal and libero_10, of Alibaba-DAMO-Academy/WorldVLA on the Hugging Face Hub: "
-    '`hf download Alibaba-DAMO-Academy/WorldVLA --include "model_256/libero_goal/*" --local-dir worldvla`'
+    f"libero_goal and libero_10, of {OFFICIAL_REPOSITORY} on the Hugging Face Hub: "
+    f'`hf download {OFFICIAL_REPOSITORY} --include "model_256/libero_goal/*" --local-dir worldvla`'
 )
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -113,7 +114,7 @@ def build_config(sizes: dict[str, Any], folder: Path) -> WorldVLAConfig:
         ValueError: if a size has another type, or sizes do not fit together.
     """
     try:
-        return WorldVLAConfig(**sizes)
+        return WorldVLAConfig(**sizes, derived_from=OFFICIAL_REPOSITORY)
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise ValueError(
             f"`{folder / 'config.json'}` describes no model: {' '.join(str(error).split())} {WHERE_FROM}."

@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import get_token
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import HfArgumentParser
 from transformers.dynamic_module_utils import custom_object_save
 
@@ -35,6 +36,8 @@ from .convert_official_checkpoint import (
     read_official_sizes,
 )
 from .convert_weight_files import write_weights
+from .hub_worldvla import upload_checkpoint
+from .model_card_worldvla import write_model_card
 from .modeling_worldvla import WorldVLAForCausalLM
 
 logger = logging.getLogger("worldvla.convert_weights")
@@ -72,6 +75,8 @@ class ConvertWeightsArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`--{name}` must be larger than 0, got {value}.")
+        if self.push_to_hub is not None:
+            _require_hub(self.push_to_hub)
 
 
 def convert_checkpoint(arguments: ConvertWeightsArguments) -> Path:
@@ -109,6 +114,7 @@ def convert_checkpoint(arguments: ConvertWeightsArguments) -> Path:
         require_same_ids(config, temporary)
         write_model_code(model, weights.dtype, temporary)
         write_model_weights(weights, shapes, temporary)
+        write_model_card(temporary, name=output.name)
         temporary.chmod(0o755)  # mkdtemp makes folders for one user only
         temporary.rename(output)
     finally:
@@ -217,17 +223,17 @@ def write_model_weights(weights: OfficialWeights, shapes: dict[str, tuple[int, .
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
 
 
-def upload_folder(folder: Path, repo_id: str) -> None:
-    """Upload a converted checkpoint.
-
-    Args:
-        folder (`Path`): the checkpoint.
-        repo_id (`str`): repository on the Hub, made if it is missing.
-    """
-    hub = HfApi()
-    hub.create_repo(repo_id, exist_ok=True)
-    hub.upload_folder(repo_id=repo_id, folder_path=folder)
-    logger.info("uploaded to %s", repo_id)
+def _require_hub(repo_id: str) -> None:
+    """Refuse an upload that cannot succeed, before minutes of copying."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"`--push_to_hub` must be a name such as `me/worldvla`, got `{repo_id}`: {error}") from error
+    if get_token() is None:
+        raise ValueError(
+            f"`--push_to_hub {repo_id}` needs an account on the Hugging Face Hub, and this machine knows none. Log in "
+            "with `hf auth login`, or set `HF_TOKEN`."
+        )
 
 
 def _by_folder(checkpoint: Path, values: dict[str, int], default: int) -> int:
@@ -253,7 +259,8 @@ def main() -> None:
     output = convert_checkpoint(arguments)
     logger.info("model and processor saved in %s", output)
     if arguments.push_to_hub:
-        upload_folder(output, arguments.push_to_hub)
+        upload_checkpoint(output, arguments.push_to_hub)
+        logger.info("uploaded to %s", arguments.push_to_hub)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ def build_model_card(
     evaluation_files: Sequence[str | Path] | None = None,
     datasets: Sequence[str] = (),
     existing: ModelCard | None = None,
+    name: str | None = None,
 ) -> ModelCard:
     """Write the card of a checkpoint, without saving it.
 
@@ -50,6 +51,7 @@ def build_model_card(
             evaluation/reconstruct.py; by default those found in the sub-folder `evaluation/`.
         datasets (`Sequence[str]`): Hub ids of the training data.
         existing (`ModelCard`, *optional*): the card so far. Text outside of the marker lines and metadata are kept.
+        name (`str`, *optional*): title; by default the last part of `repo_id`, or the folder's name.
 
     Returns:
         `ModelCard`: `str(card)` is README.md.
@@ -63,7 +65,7 @@ def build_model_card(
         raise FileNotFoundError(
             f"No model in `{folder}`: config.json is missing. Save one there with `model.save_pretrained`."
         )
-    name = (repo_id or folder.resolve().name).split("/")[-1]
+    name = name or (repo_id or folder.resolve().name).split("/")[-1]
     checkpoint = repo_id or "."
     files = find_results(folder) if evaluation_files is None else evaluation_files
     results = [read_results(path, checkpoint) for path in files]

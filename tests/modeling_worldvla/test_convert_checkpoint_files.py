@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from modeling_worldvla import WorldVLAForCausalLM, convert_worldvla_weights_to_hf
 from modeling_worldvla.convert_weight_files import write_weights
-from modeling_worldvla.convert_worldvla_weights_to_hf import ConvertWeightsArguments, convert_checkpoint, upload_folder
+from modeling_worldvla.convert_worldvla_weights_to_hf import ConvertWeightsArguments, convert_checkpoint, main
 from tokenization import LIBERO_ACTION_LIMITS, VocabularyLayout
 
 from .official_checkpoint import OFFICIAL_CONFIG, official_shapes, small_weights, write_checkpoint
@@ -28,7 +29,7 @@ def convert(monkeypatch, tmp_path):
     """Convert `checkpoint`; the processor's half is a stand-in of one file."""
 
     def write_settings(arguments, image_size, config, folder):
-        settings = {"vocabulary": VocabularyLayout.official().to_dict(), "image_size": image_size}
+        settings = {"vocabulary": VocabularyLayout.official().to_dict(), "image_size": [image_size] * 2}
         settings["action_limits"] = {"libero": LIBERO_ACTION_LIMITS}
         (folder / "processor_config.json").write_text(json.dumps(settings))
 
@@ -108,7 +109,7 @@ def test_options_and_what_the_names_of_folders_say(convert, tmp_path):
         output = convert(write_checkpoint(tmp_path / place, weights, config), **options)
         values = [json.loads((output / f"{name}.json").read_text()) for name in ("processor_config", "config")]
         output.rename(tmp_path / f"done {place.replace('/', ' ')}")
-        return values[0]["image_size"], values[1]["chunk_size"]
+        return values[0]["image_size"][0], values[1]["chunk_size"]
 
     assert settings("model_512/libero_10") == (512, 10)
     assert settings("model_256/libero_goal") == (256, 5)
@@ -289,14 +290,33 @@ def test_writer_aligns_and_keeps_every_kind_of_weight(tmp_path):
         assert all(torch.equal(file.get_tensor(name), weight) for name, weight in weights.items())
 
 
-def test_upload(monkeypatch, tmp_path):
-    calls = []
-    hub = type("Hub", (), {})
-    hub.create_repo = lambda self, repo_id, **options: calls.append(("create", repo_id, options))
-    hub.upload_folder = lambda self, **options: calls.append(("upload", options))
-    monkeypatch.setattr(convert_worldvla_weights_to_hf, "HfApi", hub)
-    upload_folder(tmp_path, "me/worldvla")
-    assert calls == [
-        ("create", "me/worldvla", {"exist_ok": True}),
-        ("upload", {"repo_id": "me/worldvla", "folder_path": tmp_path}),
-    ]
+def test_the_command_writes_a_card_and_uploads_it(convert, tmp_path, monkeypatch):
+    uploaded = []
+    monkeypatch.setattr(convert_worldvla_weights_to_hf, "upload_checkpoint", lambda *given: uploaded.append(given))
+    monkeypatch.setattr(convert_worldvla_weights_to_hf, "get_token", lambda: "token")
+    config, weights = small_weights()
+    checkpoint, output = write_checkpoint(tmp_path / "checkpoint", weights, config), tmp_path / "out" / "converted"
+    options = {
+        "checkpoint": checkpoint,
+        "tokenizer": "t",
+        "vqgan": "v",
+        "output": output,
+        "push-to-hub": "me/worldvla",
+    }
+    monkeypatch.setattr(sys, "argv", ["convert", *(f"--{name}={value}" for name, value in options.items())])
+    main()
+    assert uploaded == [(output, "me/worldvla")]
+    card = ModelCard.load(str(output / "README.md"))
+    assert (card.data.license, card.data.base_model) == ("other", "Alibaba-DAMO-Academy/WorldVLA")
+    assert "# converted\n" in card.text and "The weights are not ours to license" in card.text
+    assert WorldVLAForCausalLM.from_pretrained(output).config.derived_from == "Alibaba-DAMO-Academy/WorldVLA"
+
+
+def test_an_upload_that_cannot_succeed_is_refused_first(convert, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="`--push_to_hub` must be a name such as `me/worldvla`, got `a/b/c`"):
+        convert(tmp_path / "none", push_to_hub="a/b/c")
+    monkeypatch.setattr(convert_worldvla_weights_to_hf, "get_token", lambda: None)
+    with pytest.raises(
+        ValueError, match="needs an account on the Hugging Face Hub, and this machine knows none. Log in"
+    ):
+        convert(tmp_path / "none", push_to_hub="me/worldvla")
