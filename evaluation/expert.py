@@ -1,8 +1,9 @@
 """The scripted expert: reads a task's goal from its BDDL and solves it with privileged knowledge of the scene.
 
 It records the demonstrations. Nothing in it depends on a task's name: goals are predicates, and each predicate has a
-skill. Perception is in `expert_perception`, grasps in `expert_grasp`, placing in `expert_placement`, pushing in
-`expert_pushing`, drawers, doors and knobs in `expert_articulation`, control in `expert_motion`.
+skill. Perception is in `expert_perception`, grasps in `expert_grasp`, placing in `expert_placement`, what goes in from
+the side in `expert_insertion`, pushing in `expert_pushing`, drawers, doors and knobs in `expert_articulation`, control
+in `expert_motion`.
 """
 
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from evaluation.expert_articulation import Joint, articulate, is_drawer
 from evaluation.expert_grasp import pick, plan_grasp
+from evaluation.expert_insertion import find_cavity, insert
 from evaluation.expert_motion import OPEN, Arm, Motion
 from evaluation.expert_perception import Goal, Scene
 from evaluation.expert_placement import place
@@ -75,9 +77,13 @@ class ScriptedExpert:
             yield from articulate(self.arm, goal)
             return
         _, name, reference = goal
-        if goal[0] == "in" and is_drawer(self.scene, reference):
+        in_drawer = goal[0] == "in" and is_drawer(self.scene, reference)
+        if in_drawer:
             yield from self._open_drawer(name, reference)
-        if self.scene.is_flat(name):
+        cavity = find_cavity(self.scene, reference) if goal[0] == "in" and not in_drawer else None
+        if cavity is not None:
+            yield from insert(self.arm, name, cavity, goal)
+        elif self.scene.is_flat(name):
             yield from push_from_inside(self.arm, name, self.scene.target_position(reference, name), goal)
         else:
             yield from self._pick_and_place(name, reference, goal)

@@ -115,6 +115,19 @@ def is_drawer(scene: Scene, region: str) -> bool:
     return site.parent_name in scene.domain.fixtures_dict and Joint.of(scene, region).slides
 
 
+def has_joint(scene: Scene, name: str) -> bool:
+    """Whether a fixture has a part that moves on a joint.
+
+    Args:
+        scene (`Scene`): the scene.
+        name (`str`): its BDDL name.
+
+    Returns:
+        `bool`.
+    """
+    return bool(getattr(scene.domain.get_object(name), "joints", None))
+
+
 def articulate(arm: Arm, goal: Goal) -> Motion:
     """Open, close, turn on or turn off.
 
@@ -169,7 +182,7 @@ def pull_drawer(arm: Arm, goal: Goal, joint: Joint, direction: np.ndarray) -> Mo
     approach = math.cos(PULL_TILT) * -UP - math.sin(PULL_TILT) * direction
     finger_axis = _finger_axis_like(arm, unit(np.cross(np.cross(UP, direction), approach)))
     rotation = grip_rotation(finger_axis, approach)
-    yield from _reach_handle(arm, handle - approach * 0.10, rotation)
+    yield from reach_tilted(arm, handle - approach * 0.10, rotation)
     yield from arm.move_to(
         handle + approach * 0.004,
         rotation,
@@ -193,8 +206,17 @@ def pull_drawer(arm: Arm, goal: Goal, joint: Joint, direction: np.ndarray) -> Mo
     yield from arm.move_to(up, pointing_down(0), OPEN, tolerance=0.05, angle_tolerance=0.7, max_steps=20)
 
 
-def _reach_handle(arm: Arm, before: np.ndarray, rotation: np.ndarray) -> Motion:
-    """Rise, travel, and stop a hand's breadth before a handle."""
+def reach_tilted(arm: Arm, before: np.ndarray, rotation: np.ndarray) -> Motion:
+    """Rise, travel above everything, turn, and stop at a pose from which a tilted hand goes straight in.
+
+    Args:
+        arm (`Arm`): the robot, with an empty hand.
+        before (`np.ndarray` of shape `(3,)`): where to stop, metres.
+        rotation (`np.ndarray` of shape `(3, 3)`): the tilted grip rotation.
+
+    Yields:
+        `np.ndarray` of shape `(7,)`: actions.
+    """
     scene = arm.scene
     here, present = scene.grip_position, scene.grip_rotation
     height = max(here[2], arm.travel_height(before, scene.height_map(), 0.0, 0.06))

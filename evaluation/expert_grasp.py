@@ -308,7 +308,7 @@ def pick(arm: Arm, name: str, destination: np.ndarray | None = None, attempts: i
         rotation = pointing_down(grasp.yaw)
         yield from _approach(arm, grasp, rotation)
         height_before = arm.scene.position_of(name)[2]
-        yield from _close_fingers(arm, grasp.position, rotation)
+        yield from close_fingers(arm, grasp.position, rotation)
         lifted = grasp.position + [0, 0, LIFT]
         yield from arm.move_to(
             lifted, rotation, CLOSE, tolerance=0.015, angle_tolerance=ANY_ANGLE, max_steps=26, max_speed=LIFT_SPEED
@@ -332,8 +332,17 @@ def _approach(arm: Arm, grasp: Grasp, rotation: np.ndarray) -> Motion:
     yield from arm.move_to(target, rotation, OPEN, tolerance=0.004, max_steps=40, max_speed=0.8, patience=5)
 
 
-def _close_fingers(arm: Arm, position: np.ndarray, rotation: np.ndarray) -> Motion:
-    """Close until the fingers stop moving."""
+def close_fingers(arm: Arm, position: np.ndarray, rotation: np.ndarray) -> Motion:
+    """Close until the fingers stop moving.
+
+    Args:
+        arm (`Arm`): the robot.
+        position (`np.ndarray` of shape `(3,)`): grip position to keep, metres.
+        rotation (`np.ndarray` of shape `(3, 3)`): grip rotation to keep.
+
+    Yields:
+        `np.ndarray` of shape `(7,)`: actions.
+    """
     before = math.inf
     for step in range(CLOSING_STEPS):
         yield arm.command(position, rotation, CLOSE)

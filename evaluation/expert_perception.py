@@ -86,6 +86,15 @@ class Scene:
         """Whether the scene holds an object or fixture of this name that has a body."""
         return name in self._collision_geoms
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Objects and fixtures that have a body."""
+        return tuple(self._collision_geoms)
+
+    def geoms_of(self, name: str) -> list[int]:
+        """Collision geoms of an object or fixture, ids in ascending order."""
+        return list(self._collision_geoms[name])
+
     def is_object(self, name: str) -> bool:
         """Whether the name is a movable object."""
         return name in self.domain.objects_dict
