@@ -121,6 +121,10 @@ class LeRobotDemonstration(Demonstration):
             require_choice(f"camera of `{self.path}`:", camera, list(found))
         return found[camera]
 
+    def require_camera(self, camera: str) -> None:
+        """Refuse a camera that was not recorded, as `Demonstration.require_camera`; features are names, too."""
+        self._camera(camera)
+
     def frames(self, camera: str = "agentview", steps: slice = slice(None)) -> np.ndarray:
         """Images of one camera, as `Demonstration.frames`; a camera's feature is also taken for its name."""
         feature, kind = self._camera(camera)

@@ -217,7 +217,11 @@ class VQGANArguments:
 class PretokenizeArguments:
     """Options of `train/pretokenize.py`: demonstrations to an on-disk data set of tokens."""
 
-    demonstrations: list[str] = field(metadata={"help": "HDF5 files of demonstrations, or folders that hold them."})
+    demonstrations: list[str] = field(
+        metadata={
+            "help": "HDF5 files, folders that hold them, folders or Hub ids of LeRobot data sets (docs/data.md)."
+        }
+    )
     output_dir: str = field(metadata={"help": "Folder for the data set, its data card and its processor."})
     vq_model: str | None = field(
         default=None,
@@ -227,7 +231,12 @@ class PretokenizeArguments:
         default=None, metadata={"help": "Folder or Hub id of a complete processor to use instead of --vq_model."}
     )
     dataset_name: str = field(default="libero", metadata={"help": "Name under which the action limits are kept."})
-    camera: str = field(default="agentview", metadata={"help": "Camera whose frames are tokenized."})
+    camera: str = field(
+        default="agentview", metadata={"help": "Whose frames: agentview, wrist, or a LeRobot feature."}
+    )
+    drop_noops: bool = field(default=False, metadata={"help": "Leave out steps in which nothing is commanded."})
+    action_feature: str | None = field(default=None, metadata={"help": "LeRobot feature that holds the commands."})
+    rotate_180: bool = field(default=False, metadata={"help": "Turn the pictures of LeRobot data sets by 180°."})
     num_text_tokens: int = field(default=512, metadata={"help": "Text entries of a vocabulary that is built here."})
     binning: str = field(default="uniform", metadata={"help": "Action bins: uniform (paper) or official."})
     action_quantile: float = field(

@@ -5,6 +5,7 @@ Shapes: `T` steps, `h, w` image tokens, `M` observations, `K` actions of a chunk
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,17 +69,22 @@ class WindowOptions:
     world_model_ratio: float = 1.0
 
 
-def list_windows(lengths: np.ndarray, options: WindowOptions, seed: int) -> list[tuple[str, int, int]]:
+def list_windows(
+    lengths: np.ndarray, options: WindowOptions, seed: int, leading: Sequence[np.ndarray] | None = None
+) -> list[tuple[str, int, int]]:
     """Name every window of every episode.
 
     A policy window at step t shows frames t−M+1 … t (the first frame repeated before the start) and asks for actions
     t … t+K−1, as the expert wanted them. A world-model window at step t shows the last `world_model_history`
-    frame-action pairs up to t (actions as carried out), fewer at the start, and asks for frame t+1.
+    frame-action pairs up to t (actions as carried out), fewer at the start, and asks for frame t+1. Where steps were
+    left out after t, frame t+1 is not what action t led to: no world-model window ends there, and none reaches across.
 
     Args:
         lengths (`np.ndarray` of shape `(episodes,)`): steps of each episode.
         options (`WindowOptions`): which windows.
         seed (`int`): chooses the world-model windows where `world_model_ratio` asks for another number than there are.
+        leading (`Sequence[np.ndarray]`, *optional*): for each episode and step, whether its action led to the next
+            frame; by default all but the last of an episode do.
 
     Returns:
         `list[tuple[str, int, int]]`: (role, episode, step t).
@@ -90,7 +96,8 @@ def list_windows(lengths: np.ndarray, options: WindowOptions, seed: int) -> list
     for episode, length in enumerate(lengths):
         last_policy = length if options.tail == "shorten" else length - options.chunk_size + 1
         policy += [("policy", episode, step) for step in range(last_policy)]
-        world += [("world_model", episode, step) for step in range(length - 1)]
+        known = range(length - 1) if leading is None else np.flatnonzero(leading[episode]).tolist()
+        world += [("world_model", episode, step) for step in known]
     for role, wanted, windows in (
         ("policy", options.policy_samples, policy),
         ("world_model", options.world_model_samples, world),
@@ -135,7 +142,9 @@ class SampleDataset(Dataset):
         self.processor = processor
         self.options = options
         self.dataset_name = dataset_name
-        self.windows = list_windows(np.asarray(episodes["num_steps"]), options, seed)
+        self.has_gaps = "leads_to_next_frame" in episodes.column_names  # data sets of before this was noted have none
+        leading = self.episodes["leads_to_next_frame"][:] if self.has_gaps else None
+        self.windows = list_windows(np.asarray(episodes["num_steps"]), options, seed, leading)
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -159,6 +168,8 @@ class SampleDataset(Dataset):
             chunk = wanted[step : step + self.options.chunk_size]
             return self.processor.build_sample(shown, row["instruction"], chunk, role, dataset_name=self.dataset_name)
         first = max(0, step + 1 - self.options.world_model_history)
+        if self.has_gaps:
+            first += sum(1 + np.flatnonzero(~row["leads_to_next_frame"][first:step])[-1:])  # not across a gap
         known = actions[first : step + 1]
         shown = list(frames[first : step + 2])
         return self.processor.build_sample(shown, actions=known, role=role, dataset_name=self.dataset_name)

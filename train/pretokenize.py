@@ -2,15 +2,15 @@
 
     python train/pretokenize.py --demonstrations demos/ --vq_model vqgan/ --output_dir tokens/
 
-Finished source files are kept in `shards/`, named by what they hold and by the tokenizer that made them, so an
-interrupted run goes on where it stopped and nothing is encoded twice.
+Demonstrations are HDF5 files in LIBERO's layout or LeRobot data sets: docs/data.md. Finished parts (a task, or 50
+episodes of it) are kept in `shards/`, named by what they hold and by the tokenizer that made them, so an interrupted
+run goes on where it stopped and nothing is encoded twice.
 """
 
-import hashlib
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,11 @@ from tokenization import (
     train_text_tokenizer,
 )
 from tokenization.choices_worldvla import require_choice
-from tokenization.demonstrations import Demonstration, find_demonstration_files, read_demonstrations
+from tokenization.demonstrations import ACTION_DIM, Demonstration
 from tokenization.vqgan_worldvla import stride_of
 from train.arguments import PretokenizeArguments, parse_arguments
 from train.atomic_files import new_folder, write_json
+from train.demonstration_tasks import DemonstrationTask, open_tasks
 from train.episodes import DATA_CARD, EPISODES, PROCESSOR
 
 logger = logging.getLogger("worldvla.pretokenize")
@@ -49,15 +50,19 @@ FEATURES = datasets.Features(
         "image_token_ids": datasets.Sequence(datasets.Value("uint16")),
         "actions": datasets.Sequence(datasets.Value("float32")),
         "expert_actions": datasets.Sequence(datasets.Value("float32")),
+        "leads_to_next_frame": datasets.Sequence(datasets.Value("bool")),
     }
 )
+FRAMES_READ_AT_ONCE = 256  # bounds the memory, however long an episode is
 
 
-def iterate_rows(path: Path, camera: str, processor: WorldVLAProcessor, batch_size: int) -> Iterator[dict[str, Any]]:
-    """Tokenize one HDF5 file, episode by episode.
+def iterate_rows(
+    task: DemonstrationTask, camera: str, processor: WorldVLAProcessor, batch_size: int
+) -> Iterator[dict[str, Any]]:
+    """Tokenize the demonstrations of a task, episode by episode.
 
     Args:
-        path (`Path`): the file.
+        task (`DemonstrationTask`): the demonstrations.
         camera (`str`): whose frames.
         processor (`WorldVLAProcessor`): encodes the frames.
         batch_size (`int`): frames per call of the encoder; bounds the memory.
@@ -65,27 +70,32 @@ def iterate_rows(path: Path, camera: str, processor: WorldVLAProcessor, batch_si
     Yields:
         `dict`: one row of `FEATURES`.
     """
-    demonstrations = read_demonstrations(path)
-    for demonstration in tqdm(demonstrations, desc=f"tokenize {path.stem}", unit="episode"):
-        frames = demonstration.frames(camera)
-        batches = [frames[start : start + batch_size] for start in range(0, len(frames), batch_size)]
-        token_ids = np.concatenate([np.asarray(processor.encode_images(list(batch))) for batch in batches])
+    for demonstration in tqdm(task.episodes, desc=f"tokenize {task.name}", unit="episode"):
+        token_ids = [
+            np.asarray(processor.encode_images(list(frames[first : first + batch_size])))
+            for start in range(0, len(demonstration), FRAMES_READ_AT_ONCE)
+            for frames in [demonstration.frames(camera, slice(start, start + FRAMES_READ_AT_ONCE))]
+            for first in range(0, len(frames), batch_size)
+        ]
         yield {
-            "task": path.stem,
+            "task": task.name,
             "episode": demonstration.name,
             "instruction": demonstration.instruction,
-            "num_steps": len(frames),
-            "image_token_ids": token_ids.astype(np.uint16).reshape(-1),
+            "num_steps": len(demonstration),
+            "image_token_ids": np.concatenate(token_ids).astype(np.uint16).reshape(-1),
             "actions": demonstration.actions.reshape(-1),
             "expert_actions": demonstration.expert_actions.reshape(-1),
+            "leads_to_next_frame": demonstration.leads_to_next_frame,
         }
 
 
-def tokenize_file(path: Path, shards: Path, arguments: PretokenizeArguments, processor: WorldVLAProcessor) -> Path:
-    """Tokenize one file into a shard, unless a finished shard of the same content is there.
+def tokenize_shard(
+    task: DemonstrationTask, shards: Path, arguments: PretokenizeArguments, processor: WorldVLAProcessor
+) -> Path:
+    """Tokenize a part of a task into a shard, unless a finished shard of the same content is there.
 
     Args:
-        path (`Path`): the HDF5 file.
+        task (`DemonstrationTask`): the part.
         shards (`Path`): folder of the shards.
         arguments (`PretokenizeArguments`): camera and batch size.
         processor (`WorldVLAProcessor`): encodes the frames.
@@ -93,16 +103,12 @@ def tokenize_file(path: Path, shards: Path, arguments: PretokenizeArguments, pro
     Returns:
         `Path`: the shard's folder.
     """
-    content = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            content.update(block)
-    content.update(f"{processor.image_token_hash()}:{arguments.camera}:{','.join(FEATURES)}".encode())
-    shard = shards / f"{path.stem}-{content.hexdigest()[:16]}"
+    made_by = f"{processor.image_token_hash()}:{','.join(FEATURES)}"
+    shard = shards / task.content_name(arguments.camera, made_by)
     if shard.exists():
-        logger.info("%s: already tokenized", path.name)
+        logger.info("%s: already tokenized", task.name)
         return shard
-    rows = list(iterate_rows(path, arguments.camera, processor, arguments.batch_size))
+    rows = list(iterate_rows(task, arguments.camera, processor, arguments.batch_size))
     with new_folder(shard) as folder:
         datasets.Dataset.from_list(rows, features=FEATURES).save_to_disk(str(folder))
     return shard
@@ -141,13 +147,13 @@ def assign_splits(lengths: list[int], arguments: PretokenizeArguments) -> list[l
 
 
 def build_processor(
-    arguments: PretokenizeArguments, tasks: list[list[Demonstration]], splits: list[list[str]]
+    arguments: PretokenizeArguments, tasks: Sequence[Sequence[Demonstration]], splits: list[list[str]]
 ) -> WorldVLAProcessor:
     """Load the processor that was asked for, or build one around the VQ-GAN; its action limits come from `train`.
 
     Args:
         arguments (`PretokenizeArguments`): where the parts are.
-        tasks (`list[list[Demonstration]]`): the demonstrations of each task.
+        tasks (`Sequence[Sequence[Demonstration]]`): the demonstrations of each task.
         splits (`list[list[str]]`): see `assign_splits`.
 
     Returns:
@@ -190,7 +196,7 @@ def build_processor(
 
 
 def pretokenize(arguments: PretokenizeArguments) -> Path:
-    """Tokenize every file, split, and write data set, processor and data card.
+    """Tokenize every demonstration, split, and write data set, processor and data card.
 
     Args:
         arguments (`PretokenizeArguments`): all options.
@@ -204,43 +210,44 @@ def pretokenize(arguments: PretokenizeArguments) -> Path:
     output = Path(arguments.output_dir)
     shards = output / "shards"
     shards.mkdir(parents=True, exist_ok=True)
-    files = find_demonstration_files(arguments.demonstrations)
-    tasks = [list(read_demonstrations(file)) for file in files]
-    splits = assign_splits([len(task) for task in tasks], arguments)
-    processor = build_processor(arguments, tasks, splits)
-    tokenized = datasets.concatenate_datasets(
-        [datasets.load_from_disk(str(tokenize_file(file, shards, arguments, processor))) for file in files]
-    )
+    tasks = open_tasks(arguments)
+    splits = assign_splits([len(task.episodes) for task in tasks], arguments)
+    processor = build_processor(arguments, [task.episodes for task in tasks], splits)
+    parts = [tokenize_shard(part, shards, arguments, processor) for task in tasks for part in task.shards()]
+    tokenized = datasets.concatenate_datasets([datasets.load_from_disk(str(part)) for part in parts])
     names = np.concatenate([np.array(task, dtype=object) for task in splits])
     chosen = {name: np.flatnonzero(names == name) for name in dict.fromkeys(names)}
     with new_folder(output / PROCESSOR) as folder:
         processor.save_pretrained(folder)
     with new_folder(output / EPISODES) as folder:
         datasets.DatasetDict({name: tokenized.select(rows) for name, rows in chosen.items()}).save_to_disk(str(folder))
-    write_json(output / DATA_CARD, describe(arguments, files, tasks, processor, chosen))
+    write_json(output / DATA_CARD, describe(arguments, tasks, processor, chosen))
     return output
 
 
 def describe(
     arguments: PretokenizeArguments,
-    files: list[Path],
-    tasks: list[list[Demonstration]],
+    tasks: Sequence[DemonstrationTask],
     processor: WorldVLAProcessor,
     chosen: dict[str, np.ndarray],
 ) -> dict[str, Any]:
     """What the data card says: how the tokens were made, and how many there are."""
-    actions = np.concatenate([demonstration.actions for task in tasks for demonstration in task])
+    steps, clipped = 0, np.zeros(ACTION_DIM, dtype=int)
+    for demonstration in (episode for task in tasks for episode in task.episodes):
+        actions = demonstration.actions
+        steps += len(actions)
+        clipped += processor.action_tokenizer.count_clipped(actions, arguments.dataset_name)  # type: ignore[union-attr]
     stride = stride_of(processor.vq_model)
-    clipped = processor.action_tokenizer.count_clipped(actions, arguments.dataset_name)  # type: ignore[union-attr]
     return {
         "dataset_name": arguments.dataset_name,
         "camera": arguments.camera,
         "grid": [side // stride for side in processor.image_size],
         "image_token_hash": processor.image_token_hash(),
-        "sources": [{"file": file.name, "episodes": len(task)} for file, task in zip(files, tasks, strict=True)],
+        "sources": [{"file": task.source, "task": task.name, "episodes": len(task.episodes)} for task in tasks],
         "splits": {name: len(rows) for name, rows in chosen.items()},
-        "steps": len(actions),
-        "action_values": actions.size,
+        "steps": steps,
+        "dropped_noops": sum(task.dropped for task in tasks),
+        "action_values": steps * ACTION_DIM,
         "clipped_action_values": int(clipped.sum()),
         "clipped_action_values_by_dimension": clipped.tolist(),
         "made_with": asdict(arguments),

@@ -1,8 +1,9 @@
+import datasets
 import numpy as np
 import pytest
 
 from train.arguments import PretokenizeArguments
-from train.episodes import TokenizedEpisodes, WindowOptions, list_windows
+from train.episodes import SampleDataset, TokenizedEpisodes, WindowOptions, list_windows
 from train.pretokenize import assign_splits
 
 
@@ -18,6 +19,39 @@ def test_windows_by_hand():
     # Frame t and action t give frame t + 1: the last step has no frame after it. Ratio 1: as many as policy windows.
     assert set(world) == {("world_model", 0, 0), ("world_model", 0, 1), ("world_model", 0, 2), ("world_model", 1, 0)}
     assert len(world) == len(policy)
+
+
+def test_no_world_model_window_ends_at_a_gap():
+    leading = [np.array([True, False, True, False]), np.array([False, False])]
+    windows = list_windows(np.array([4, 2]), options(policy_samples=False), 0, leading)
+    assert windows == [("world_model", 0, 0), ("world_model", 0, 2)]
+
+
+def test_no_world_model_window_reaches_across_a_gap():
+    leading = [True, True, False, True, True, False]
+    rows = {
+        "instruction": ["lift"],
+        "num_steps": [6],
+        "image_token_ids": [list(range(6))],
+        "actions": [[float(step) for step in range(6) for _ in range(7)]],
+        "expert_actions": [[0.0] * 42],
+    }
+    shown = []
+
+    class Recorder:
+        def build_sample(self, frames, actions, **_):
+            shown.append((np.concatenate(frames).ravel().tolist(), actions[:, 0].tolist()))
+
+    window_options = options(policy_samples=False, world_model_history=3)
+    for columns in (rows | {"leads_to_next_frame": [leading]}, rows):  # without: written before gaps were noted
+        samples = SampleDataset(datasets.Dataset.from_dict(columns), (1, 1), Recorder(), window_options, "libero")
+        for index in range(len(samples)):
+            samples[index]
+    assert shown[:4] == [([0, 1], [0]), ([0, 1, 2], [0, 1]), ([3, 4], [3]), ([3, 4, 5], [3, 4])]
+    assert shown[4:] == [
+        ([0, 1], [0]), ([0, 1, 2], [0, 1]), ([0, 1, 2, 3], [0, 1, 2]), ([1, 2, 3, 4], [1, 2, 3]),
+        ([2, 3, 4, 5], [2, 3, 4]),
+    ]  # fmt: skip
 
 
 def test_dropped_tails_have_whole_chunks():

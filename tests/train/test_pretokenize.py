@@ -2,14 +2,14 @@
 
 import json
 import logging
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import train.pretokenize
+from tokenization.demonstrations import Demonstration
 from train.arguments import PretokenizeArguments
+from train.demonstration_tasks import DemonstrationTask
 from train.pretokenize import build_processor, describe, main
 
 from ..conftest import DATASET
@@ -17,21 +17,36 @@ from ..conftest import DATASET
 ARGUMENTS = {"demonstrations": ["demos"], "output_dir": "tokens", "dataset_name": DATASET}
 
 
-def made_up_task(actions):
-    return [SimpleNamespace(instruction="lift", actions=actions, frames=lambda *_: np.zeros((1, 32, 32, 3), np.uint8))]
+class MadeUpEpisode(Demonstration):
+    """Commands alone, and black pictures."""
+
+    @property
+    def actions(self):
+        return np.arange(11.0)[:, None] * np.ones(7)
+
+    @property
+    def proprioception(self):
+        return np.zeros((11, 8))
+
+    def frames(self, camera="agentview", steps=slice(None)):
+        return np.zeros((11, 32, 32, 3), np.uint8)[steps]
+
+    def files(self, camera):
+        return ()
 
 
 @pytest.mark.parametrize("quantile", [0.0, 0.1])
 def test_limits_are_measured_at_the_quantile(processor, monkeypatch, quantile):
     monkeypatch.setattr(train.pretokenize, "load_vq_model", lambda _: processor.vq_model)
-    actions = np.arange(11.0)[:, None] * np.ones(7)
+    episodes = [MadeUpEpisode("a.hdf5", "demo_0", "lift", 11, ("agentview",))]
     arguments = PretokenizeArguments(**ARGUMENTS, vq_model="vqgan", action_quantile=quantile, num_text_tokens=300)
-    built = build_processor(arguments, [made_up_task(actions)], [["train"]])
+    built = build_processor(arguments, [episodes], [["train"]])
     limits = built.action_tokenizer.limits[DATASET]
     assert limits == {"low": [10.0 * quantile] * 7, "high": [10 - 10.0 * quantile] * 7}
-    card = describe(arguments, [Path("a.hdf5")], [made_up_task(actions)], built, {"train": np.arange(1)})
+    card = describe(arguments, [DemonstrationTask("a", "a.hdf5", episodes)], built, {"train": np.arange(1)})
     assert card["action_values"] == 77 and card["clipped_action_values"] == (0 if quantile == 0 else 14)
     assert card["clipped_action_values_by_dimension"] == [0 if quantile == 0 else 2] * 7
+    assert card["sources"] == [{"file": "a.hdf5", "task": "a", "episodes": 1}]
 
 
 def test_the_share_of_clipped_values_is_said(tmp_path, monkeypatch, caplog):
