@@ -61,9 +61,9 @@ class DecodingLayer(CacheLayerMixin):
             keys[:, :, written] = key_states
             values[:, :, written] = value_states
         else:
-            rows = torch.arange(len(keys), device=keys.device)[:, None]
-            keys[rows, :, window.slots] = key_states.transpose(1, 2)
-            values[rows, :, window.slots] = value_states.transpose(1, 2)
+            rows, slots = torch.arange(len(keys), device=keys.device)[:, None], window.slots.to(keys.device)
+            keys[rows, :, slots] = key_states.transpose(1, 2)
+            values[rows, :, slots] = value_states.transpose(1, 2)
         return keys[:, :, : window.end], values[:, :, : window.end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

@@ -74,6 +74,17 @@ def test_a_frame_decoded_folded_equals_token_by_token(seed, variant):
         assert model.predict_next_frame(ids, mask, draft=draft).tolist() == expected
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_eager_attention_decodes_alike(seed):
+    model, writer = tiny_model(seed), Writer(seed)
+    chunk = pad_left([writer.policy(3)[0], writer.policy(8)[0]])
+    frame = pad_left([writer.world_model(text, 1, 2, 4)[0] for text in (3, 5, 9)])
+    expected = model.predict_action_chunk(*chunk), model.predict_next_frame(*frame)
+    model.set_attn_implementation("eager")
+    assert torch.equal(model.predict_action_chunk(*chunk), expected[0])
+    assert torch.equal(model.predict_next_frame(*frame), expected[1])
+
+
 def test_forwards_are_folded():
     model = tiny_model()
     calls = []
