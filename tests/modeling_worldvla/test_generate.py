@@ -299,18 +299,41 @@ def test_going_on_from_the_cache_equals_going_through():
     assert torch.equal(model.generate(first.sequences, **rest, **options), whole)
 
 
-def test_drafts_by_prompt_lookup_change_nothing():
-    model, ids, options = without_grammar()
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prompt_lookup_num_tokens": 3},
+        {"assistant_model": 6},
+        {"position_ids": torch.arange(45)[None]},
+        {"cache_implementation": "static", "position_ids": torch.arange(45)[None]},
+        {"attn_implementation": "eager"},
+    ],
+)
+def test_other_ways_to_the_same_answer(options):
+    model, ids, others = without_grammar()
     ids = torch.cat([ids[:, :-1], ids[:, -6:]], dim=1)  # a repetition to look up
-    expected = model.generate(ids, max_new_tokens=8, **options)
-    assert torch.equal(model.generate(ids, max_new_tokens=8, prompt_lookup_num_tokens=3, **options), expected)
+    expected = model.generate(ids, max_new_tokens=8, **others)
+    if "attn_implementation" in options:
+        model.set_attn_implementation(options["attn_implementation"])
+        options = {}
+    if "assistant_model" in options:
+        options = {"assistant_model": tiny_model(options["assistant_model"])}
+    assert torch.equal(model.generate(ids, max_new_tokens=8, **options, **others), expected)
+
+
+def test_without_a_prompt_it_begins_with_bos():
+    model = tiny_model()
+    out = model.generate(max_new_tokens=5, do_sample=False)
+    assert out.shape[1] <= 6 and torch.equal(out, model.generate(torch.tensor([[0]]), max_new_tokens=5))
 
 
 def test_embeddings_need_their_ids():
     model, ids, options = without_grammar()
     embeds = model.get_input_embeddings()(ids)
     expected = model.generate(ids, max_new_tokens=4, **options)
-    assert torch.equal(model.generate(ids, inputs_embeds=embeds, max_new_tokens=4, **options), expected)
+    for cache in ("dynamic", "static"):
+        other = {"inputs_embeds": embeds, "max_new_tokens": 4, **CACHES[cache], **options}
+        assert torch.equal(model.generate(ids, **other), expected)
     with pytest.raises(ValueError, match=r"`inputs_embeds` of 40 tokens and ids of 0. Pass the `input_ids`"):
         model.generate(inputs_embeds=embeds, max_new_tokens=4, **options)
     with pytest.raises(ValueError, match="a cache of 20 tokens and the ids of 20 new ones"):
