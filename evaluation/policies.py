@@ -105,11 +105,21 @@ def make_batched_policy(arguments: PolicyArguments) -> BatchedPolicy:
         `BatchedPolicy`: ready to begin episodes.
 
     Raises:
-        ValueError: if an option does not fit the policy, or its checkpoint not the simulator.
+        ValueError: if an option does not fit the policy, its checkpoint not the simulator, or the policy acts in the
+            simulator's process.
+        PolicyError: if a server does not answer.
     """
-    from evaluation.worldvla_policy import WorldVLAPolicy  # brings torch along
+    if arguments.policy == "worldvla":
+        from evaluation.worldvla_policy import WorldVLAPolicy  # brings torch along
 
-    return WorldVLAPolicy.from_arguments(arguments)
+        return WorldVLAPolicy.from_arguments(arguments)
+    if arguments.policy == "http":
+        from evaluation.remote_policy import RemotePolicy
+
+        return RemotePolicy.from_arguments(arguments)
+    raise ValueError(
+        f"Policy `{arguments.policy}` acts in the simulator's process. Make it with `make_simulator_policy`."
+    )
 
 
 class Policy(Protocol):

@@ -26,6 +26,7 @@ OPTIONS = {
     "worldvla": PolicyOptions(
         ("checkpoint",), ("n_obs_steps", "chunk_size", "n_action_steps", "dataset_name", "history_actions")
     ),
+    "http": PolicyOptions(("server",), ("n_action_steps", "server_timeout", "server_retries")),
     "expert": PolicyOptions(),
     "replay": PolicyOptions(("demonstrations",), ("replay_by",)),
     "replay_mean": PolicyOptions(("demonstrations",)),
@@ -49,7 +50,7 @@ class PolicyArguments:
     )
     chunk_size: int | None = field(default=None, metadata={"help": "worldvla: K; by default the checkpoint's."})
     n_action_steps: int | None = field(
-        default=None, metadata={"help": "worldvla: actions of a chunk that are carried out; by default all."}
+        default=None, metadata={"help": "worldvla, http: actions of a chunk that are carried out; by default all."}
     )
     dataset_name: str | None = field(
         default=None, metadata={"help": "worldvla: whose action limits, where the checkpoint holds several."}
@@ -57,6 +58,14 @@ class PolicyArguments:
     history_actions: bool = field(
         default=False,
         metadata={"help": "worldvla: show the commands between the frames, to checkpoints that were trained so."},
+    )
+    server: str | None = field(
+        default=None, metadata={"help": "http: address of the policy server, http://host:port."}
+    )
+    server_timeout: float = field(default=60.0, metadata={"help": "http: seconds that an answer may take."})
+    server_retries: int = field(
+        default=3,
+        metadata={"help": "http: attempts after the first, where no answer comes; then episodes are errors."},
     )
     demonstrations: list[str] = field(
         default_factory=list, metadata={"help": "replay, replay_mean: HDF5 files or folders of demonstrations."}
@@ -79,6 +88,11 @@ class PolicyArguments:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"`--{name}` must be larger than 0, got {value}.")
+        if not 0 < self.server_timeout < float("inf") or self.server_retries < 0:
+            raise ValueError(
+                "`--server_timeout` must be larger than 0 and `--server_retries` at least 0, got "
+                f"{self.server_timeout} and {self.server_retries}."
+            )
         if not 0 < self.random_limit <= 1:
             raise ValueError(
                 f"`--random_limit` must lie in (0, 1], what the simulator takes; got {self.random_limit}."

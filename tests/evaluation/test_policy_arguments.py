@@ -1,5 +1,6 @@
 import pytest
 
+from evaluation.policies import make_batched_policy
 from evaluation.policy_arguments import PolicyArguments
 
 
@@ -38,3 +39,17 @@ def test_replays_need_demonstrations():
 def test_random_actions_stay_in_the_simulators_range(limit):
     with pytest.raises(ValueError, match=r"`--random_limit` must lie in \(0, 1\], what the simulator takes; got"):
         PolicyArguments(policy="random", random_limit=limit)
+
+
+def test_a_server_needs_an_address_and_patience():
+    with pytest.raises(ValueError, match="Policy `http` needs `--server`, which was not given"):
+        PolicyArguments(policy="http")
+    with pytest.raises(ValueError, match="`--server_timeout` must be larger than 0 and .* got 0 and 3"):
+        PolicyArguments(policy="http", server="http://a", server_timeout=0)
+    with pytest.raises(ValueError, match="`--server_retries` at least 0, got 60.0 and -1"):
+        PolicyArguments(policy="http", server="http://a", server_retries=-1)
+
+
+def test_policies_of_the_simulators_process_are_not_made_in_batches():
+    with pytest.raises(ValueError, match="Policy `noop` acts in the simulator's process"):
+        make_batched_policy(PolicyArguments(policy="noop"))
