@@ -141,6 +141,12 @@ def find_shards(folder: Path) -> list[Path]:
             if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
                 raise ValueError(f"`{index}` is no index of weights: it has no `weight_map`. {WHERE_FROM}.")
             files = sorted(set(weight_map.values()))
+            strange = [file for file in files if Path(file).name != file or not file.endswith(Path(name).suffix)]
+            if strange:
+                raise ValueError(
+                    f"`{index}` lists files that are no shards beside it: {show_names(strange)}. Expected names such "
+                    f"as {name.replace('.', '-00001-of-00003.', 1)}. Download it again. {WHERE_FROM}."
+                )
             missing = [file for file in files if not (folder / file).is_file()]
             if missing:
                 raise FileNotFoundError(
@@ -280,6 +286,12 @@ def _require_file(folder: Path, name: str, what: str) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"No folder `{folder}`; `--checkpoint` must name one. {WHERE_FROM}.")
     if not (folder / name).is_file():
+        inside = sorted(path.parent.name for path in folder.glob(f"*/{name}"))
+        if inside:
+            raise FileNotFoundError(
+                f"No file `{folder / name}`, but there is one in {show_names(inside)}: give `--checkpoint` one of "
+                "these folders."
+            )
         raise FileNotFoundError(f"No file `{folder / name}`, which holds {what}. {WHERE_FROM}.")
     return folder / name
 

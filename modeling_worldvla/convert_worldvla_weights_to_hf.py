@@ -23,9 +23,9 @@ from pathlib import Path
 import torch
 from huggingface_hub import get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from transformers import HfArgumentParser
 from transformers.dynamic_module_utils import custom_object_save
 
+from .command_line import parse_command_line
 from .configuration_worldvla import WorldVLAConfig
 from .convert_official_checkpoint import (
     OfficialWeights,
@@ -105,9 +105,7 @@ def convert_checkpoint(arguments: ConvertWeightsArguments) -> Path:
         model = WorldVLAForCausalLM(config)
     shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     weights = check_weights(checkpoint, shapes, config)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    _require_space(output.parent, weights.num_bytes)
-    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}-"))
+    temporary = _make_folder_beside(output, weights.num_bytes)
     try:
         image_size = arguments.image_size or _by_folder(checkpoint, IMAGE_SIZES, 256)
         write_processor(arguments, image_size, config, temporary)
@@ -242,20 +240,27 @@ def _by_folder(checkpoint: Path, values: dict[str, int], default: int) -> int:
     return next((values[name] for name in names if name in values), default)
 
 
-def _require_space(folder: Path, num_bytes: int) -> None:
-    """Refuse a disk that the weights do not fit on, before they are copied."""
-    free = shutil.disk_usage(folder).free
-    if free < num_bytes:
+def _make_folder_beside(output: Path, num_bytes: int) -> Path:
+    """A hidden folder that becomes the output when it is whole; refuses a place without rights or room."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(output.parent).free
+        if free >= num_bytes:
+            return Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}-"))
+    except OSError as error:
         raise OSError(
-            f"The weights take {num_bytes / 2**30:.1f} GiB, but `{folder}` has {free / 2**30:.1f} GiB free. Make "
-            "room, or choose an `--output` elsewhere."
-        )
+            f"`--output {output}` cannot be made: {error}. Choose a folder that you may write to."
+        ) from error
+    raise OSError(
+        f"The weights take {num_bytes / 2**30:.1f} GiB, but `{output.parent}` has {free / 2**30:.1f} GiB free. Make "
+        "room, or choose an `--output` elsewhere."
+    )
 
 
 def main() -> None:
     """Command line entry."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    (arguments,) = HfArgumentParser(ConvertWeightsArguments).parse_args_into_dataclasses()  # type: ignore[arg-type]
+    arguments = parse_command_line(ConvertWeightsArguments)
     output = convert_checkpoint(arguments)
     logger.info("model and processor saved in %s", output)
     if arguments.push_to_hub:

@@ -10,8 +10,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
+from .command_line import parse_command_line
 from .hub_worldvla import upload_checkpoint
 from .model_card_worldvla import write_model_card
 
@@ -67,7 +66,7 @@ def share(arguments: ShareArguments) -> Path:
 def main() -> None:
     """Command line entry."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    (arguments,) = HfArgumentParser(ShareArguments).parse_args_into_dataclasses()  # type: ignore[arg-type]
+    arguments = parse_command_line(ShareArguments)
     logger.info("model card in %s", share(arguments))
     if arguments.push_to_hub:
         logger.info("uploaded to %s", arguments.push_to_hub)

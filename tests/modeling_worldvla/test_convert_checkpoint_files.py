@@ -172,6 +172,35 @@ def test_missing_files_are_named_with_where_one_gets_them(convert, tmp_path):
     refused(convert, tmp_path, checkpoint, message, FileNotFoundError)
 
 
+def test_what_strangers_do(convert, tmp_path, monkeypatch):
+    """The folder above is given, an index points elsewhere, nobody may write to the output, a flag is misspelt."""
+    config, weights = small_weights()
+    checkpoint = write_checkpoint(tmp_path / "model_256" / "libero_goal", weights, config, shards=2)
+    message = r"No file `.*model_256/config.json`, but there is one in libero_goal: give `--checkpoint` one of these"
+    refused(convert, tmp_path, checkpoint.parent, message, FileNotFoundError)
+    index = checkpoint / "model.safetensors.index.json"
+    whole = index.read_text()
+    for strange in ("../libero_10/model-00001-of-00002.safetensors", "model-00001-of-00002.bin", "/etc/hostname"):
+        index.write_text(whole.replace("model-00001-of-00002.safetensors", strange))
+        message = rf"lists files that are no shards beside it: {strange}. Expected .* model-00001-of-00003.safetensors"
+        refused(convert, tmp_path, checkpoint, message)
+    index.write_text(whole)
+    (tmp_path / "out").write_text("a file where the folder should be")
+    with pytest.raises(
+        OSError, match="`--output .*converted` cannot be made: .*Choose a folder that you may write to"
+    ):
+        convert(checkpoint)
+    (tmp_path / "out").unlink()
+    monkeypatch.setattr(sys, "argv", ["convert", *"--checkpoint a --tokenizer b --vqgan c --ouput d".split()])
+    with pytest.raises(SystemExit):
+        main()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--output", "e"])
+    with pytest.raises(
+        ValueError, match="Unknown argument `--ouput`. Choose from: --checkpoint, .* Did you mean `--output`"
+    ):
+        main()
+
+
 def test_wrong_weights_are_named(convert, tmp_path):
     config, weights = small_weights()
 
