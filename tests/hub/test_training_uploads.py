@@ -2,12 +2,14 @@
 
 from types import SimpleNamespace
 
+import pytest
 from huggingface_hub import HfApi
 
 import train.trainer
-from modeling_worldvla.model_card_worldvla import BEGIN, load_card
-from train.arguments import WorldVLATrainingArguments
-from train.run import save_everything
+from modeling_worldvla import WorldVLAForCausalLM
+from modeling_worldvla.model_card_worldvla import BEGIN, build_model_card, load_card
+from train.arguments import DataArguments, ModelArguments, WorldVLATrainingArguments
+from train.run import build_model, save_everything
 from train.trainer import WorldVLATrainer
 
 from .test_push_to_hub import HANDWRITTEN
@@ -41,3 +43,16 @@ def test_training_uploads_everything_with_our_card(make_model, processor, hub, t
     card = files["README.md"].decode()
     assert "It lives in the cellar." in card and BEGIN in card and "| data set | made_up |" in card
     assert 'checkpoint = "me/tiny"' in card
+
+
+@pytest.mark.parametrize(("start", "derived_from"), [("me/base", "me/base"), (None, None)])
+def test_training_on_from_a_hub_checkpoint_names_it(make_model, processor, monkeypatch, start, derived_from, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    load = WorldVLAForCausalLM.from_pretrained
+    monkeypatch.setattr(WorldVLAForCausalLM, "from_pretrained", lambda path, **changes: load(tmp_path, **changes))
+    model_arguments = ModelArguments(model_name_or_path=start or str(tmp_path))
+    model = build_model(model_arguments, DataArguments(tokens="tokens"), processor)
+    assert model.config.derived_from == derived_from
+    model.save_pretrained(tmp_path / "trained")
+    card = build_model_card(tmp_path / "trained")
+    assert (card.data.base_model, card.data.license) == (derived_from, "other" if start else "apache-2.0")
