@@ -6,32 +6,50 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
+from evaluation.libero_env import SETTLING_STEPS
+from evaluation.policy_arguments import PolicyArguments
+from evaluation.protocol import STEP_LIMITS
 from tokenization.choices_worldvla import require_choice
 
 
-@dataclass
-class RolloutArguments:
-    """Options of `evaluation/run.py`: a checkpoint acts in LIBERO."""
+@dataclass(kw_only=True)
+class RolloutArguments(PolicyArguments):
+    """Options of `evaluation/run.py`: a policy acts in LIBERO."""
 
-    checkpoint: str = field(metadata={"help": "Folder or Hub id of a WorldVLA checkpoint with its processor."})
-    output_dir: str = field(metadata={"help": "Folder for episodes.jsonl, summary.json and the videos."})
-    suite: str = field(default="libero_object", metadata={"help": "LIBERO suite."})
-    task_ids: list[int] = field(default_factory=list, metadata={"help": "Tasks of the suite; all when not given."})
-    episodes: int = field(default=1, metadata={"help": "Episodes per task, from the first benchmark initial state."})
-    camera: str = field(default="agentview", metadata={"help": "Camera that the checkpoint was trained on."})
-    image_size: int = field(default=128, metadata={"help": "Pixels, height and width, that the simulator renders."})
-    chunk_size: int | None = field(default=None, metadata={"help": "K; by default the checkpoint's."})
-    n_action_steps: int | None = field(default=None, metadata={"help": "Actions of a chunk that are carried out."})
-    max_steps: int | None = field(default=None, metadata={"help": "Step limit; by default the suite's."})
-    seed: int = field(default=0, metadata={"help": "Episode k is reset with seed + k."})
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Whose action limits, where the checkpoint holds those of several data sets."}
+    output_dir: str = field(metadata={"help": "Results folder; the same command goes on in it."})
+    suite: list[str] = field(default_factory=lambda: ["libero_object"], metadata={"help": "LIBERO suites."})
+    task_ids: list[int] = field(default_factory=list, metadata={"help": "Tasks of each suite; all when not given."})
+    episodes: int = field(default=1, metadata={"help": "Episodes per task."})
+    first_state: int = field(default=0, metadata={"help": "Benchmark initial state of the first episode."})
+    num_envs: int = field(
+        default=1, metadata={"help": "Simulator processes; each needs about a core and 2.5 GB. Changes no result."}
     )
-    device: str = field(default="cpu", metadata={"help": "torch device of the model."})
+    videos: str = field(
+        default="1", metadata={"help": "Which episodes are filmed: none, failures, all, or the first N of each task."}
+    )
+    step_limits: str = field(
+        default="openvla", metadata={"help": f"Whose step limits: {', '.join(STEP_LIMITS)} (docs/evaluation.md)."}
+    )
+    max_steps: int | None = field(default=None, metadata={"help": "One step limit for all suites instead."})
+    settling_steps: int = field(default=SETTLING_STEPS, metadata={"help": "Still steps after each reset."})
+    image_size: int = field(default=128, metadata={"help": "Pixels, height and width, that the simulator renders."})
+    seed: int = field(default=0, metadata={"help": "The episode of initial state k is reset with seed + k."})
+    simulator_timeout: float = field(
+        default=120.0, metadata={"help": "Seconds without a sign of life after which a simulator is replaced."}
+    )
+    max_attempts: int = field(
+        default=3, metadata={"help": "Attempts at an episode whose simulator fails, before it counts as an error."}
+    )
 
     def __post_init__(self) -> None:
         """Check every option before anything is loaded."""
-        require_positive(self, "episodes", "image_size", "chunk_size", "n_action_steps", "max_steps")
+        super().__post_init__()
+        require_positive(self, "episodes", "num_envs", "max_steps", "image_size", "simulator_timeout", "max_attempts")
+        require_choice("step limits", self.step_limits, list(STEP_LIMITS))
+        if self.settling_steps < 0:
+            raise ValueError(f"`--settling_steps` counts steps, at least 0, got {self.settling_steps}.")
+        if not self.videos.isdecimal():
+            require_choice("choice of videos", self.videos, ["none", "failures", "all"])
 
 
 @dataclass

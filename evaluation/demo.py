@@ -146,7 +146,7 @@ def list_judging_stages(arguments: DemoArguments, output: Path, scene: list[str]
             "rollout",
             "the model acts, from benchmark initial states",
             ["evaluation/run.py", "--checkpoint", str(checkpoint), *scene, "--episodes", str(arguments.rollouts)]
-            + ["--output_dir", str(output / "rollouts")],
+            + ["--videos", "all", "--output_dir", str(output / "rollouts")],
             output / "rollouts",
         ),
         Stage(
@@ -343,7 +343,7 @@ def choose_rollout_video(output: Path) -> Path:
     """The video of the first success, or of the first episode where there was none."""
     records = [json.loads(line) for line in (output / "rollouts" / "episodes.jsonl").read_text("utf-8").splitlines()]
     chosen = next((record for record in records if record["success"]), records[0])
-    return output / "rollouts" / f"task{chosen['task_id']}_state{chosen['initial_state']}.mp4"
+    return output / "rollouts" / "videos" / chosen["video"]
 
 
 def main(argv: list[str]) -> None:

@@ -1,188 +1,289 @@
-"""Let a checkpoint act in LIBERO, on benchmark initial states, by the field's protocol.
+"""Let a policy act in LIBERO, on benchmark initial states, by the field's protocol.
 
-    python evaluation/run.py --checkpoint outputs/demo/checkpoint --suite libero_object --task_ids 0 --output_dir out/
+    python evaluation/run.py --checkpoint outputs/demo/checkpoint --suite libero_object --num_envs 2 --output_dir out/
+    python evaluation/run.py --policy expert --suite libero_object --episodes 5 --output_dir out/
+    accelerate launch evaluation/run.py --checkpoint outputs/run --episodes 50 --device cuda --output_dir out/
 
-One JSON line per finished episode is on disk before the next begins; the same command goes on after an interruption.
+Every finished episode is on disk at once; the same command goes on after an interruption, also with another number of
+processes or ranks. See docs/evaluation.md.
 """
 
-import json
 import logging
 import os
 import sys
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if __package__ in (None, ""):  # run as a script: import from the checkout, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
+# Simulator processes import this file: nothing here may load torch. What does is imported where it is needed.
 from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from evaluation.arguments import RolloutArguments, parse_arguments
-from evaluation.atomic_files import write_json, write_text
-from evaluation.checkpoints import fingerprint_checkpoint, load_checkpoint
+from evaluation.atomic_files import write_json
 from evaluation.libero_env import LiberoEnv
-from evaluation.libero_setup import list_tasks
-from evaluation.policies import WorldVLAPolicy
-from evaluation.protocol import NUM_INITIAL_STATES, max_steps
-from evaluation.report import format_success, success_interval
-from evaluation.rollout import Episode, run_episode
-from evaluation.video import enlarge, label, write_video
+from evaluation.libero_rendering import CAMERAS
+from evaluation.libero_setup import choose, find_task
+from evaluation.policy_arguments import PolicyArguments
+from evaluation.protocol import EpisodeKey, Protocol, plan_episodes
+from evaluation.run_ledger import RunLedger
+from evaluation.run_settings import collect_settings
+from evaluation.simulator_policies import SIMULATOR_POLICIES, describe_simulator_policy, make_simulator_policy
+from evaluation.simulator_process import EpisodeJob, SimulatorSettings
+
+if TYPE_CHECKING:
+    from evaluation.arguments import RolloutArguments
+    from evaluation.policies import BatchedPolicy
 
 logger = logging.getLogger("worldvla.rollout")
 
-EPISODES = "episodes.jsonl"
 SUMMARY = "summary.json"
-SETTINGS = "settings.json"
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
-# Options that may change when a run goes on: where things lie, and how many episodes are wanted.
-FREE_OPTIONS = ("output_dir", "device", "checkpoint", "task_ids", "episodes")
+@dataclass(frozen=True)
+class Share:
+    """Which part of a run this process does: `accelerate launch` and `torchrun` start several."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @classmethod
+    def from_environment(cls) -> "Share":
+        """Read what the launcher has set."""
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        return cls(*(int(os.environ.get(name, default)) for name, default in zip(names, "010", strict=True)))
+
+    def of(self, episodes: list[EpisodeKey]) -> list[EpisodeKey]:
+        """This process' episodes; those of the others are disjoint, whatever is finished already."""
+        return episodes[self.rank :: self.world_size]
 
 
-def read_finished(output: Path, arguments: RolloutArguments, fingerprint: str) -> list[dict[str, Any]]:
-    """Read the episodes of an interrupted run; a last line that was cut off is dropped.
+@dataclass(frozen=True)
+class Actor:
+    """Who acts: a policy in this process, or the options of one in the simulator processes."""
 
-    Args:
-        output (`Path`): the results folder.
-        arguments (`RolloutArguments`): this run's options.
-        fingerprint (`str`): see `fingerprint_checkpoint`.
-
-    Returns:
-        `list[dict]`: one record per finished episode.
-
-    Raises:
-        ValueError: if the folder holds a run with other settings; names what changed.
-    """
-    settings = {key: value for key, value in asdict(arguments).items() if key not in FREE_OPTIONS}
-    settings["checkpoint_fingerprint"] = fingerprint
-    path = output / SETTINGS
-    before = json.loads(path.read_text("utf-8")) if path.exists() else settings
-    changed = [f"{key}: {before.get(key)} -> {value}" for key, value in settings.items() if before.get(key) != value]
-    if changed:
-        raise ValueError(
-            f"`{output}` holds results of other settings ({'; '.join(changed)}). Choose another `--output_dir`."
-        )
-    write_json(path, settings)
-    lines = (output / EPISODES).read_text("utf-8").split("\n") if (output / EPISODES).exists() else []
-    complete = lines[:-1]  # what follows the last line break was not finished
-    write_text(output / EPISODES, "".join(line + "\n" for line in complete))
-    return [json.loads(line) for line in complete]
+    batched: "BatchedPolicy | None"
+    make_policy: Callable[[], Any] | None
+    cameras: tuple[str, ...]
+    n_obs_steps: int
+    description: dict[str, Any]
 
 
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line and wait until it is on disk."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def save_rollout_video(path: Path, episode: Episode, instruction: str) -> None:
-    """Write an episode's video: instruction, step and outcome above every frame."""
-    last = len(episode.frames) - 1
-    outcome = "success" if episode.success else "step limit"
-    frames = [
-        label(
-            label(enlarge(frame, 384), f"step {step}/{last}" + (f": {outcome}" if step == last else "")), instruction
-        )
-        for step, frame in enumerate(episode.frames)
-    ]
-    write_video(path, frames + frames[-1:] * 20)  # one second to read the outcome
-
-
-def run_task(
-    task_id: int, policy: WorldVLAPolicy, arguments: RolloutArguments, finished: list[dict[str, Any]], bar: tqdm
-) -> None:
-    """Run the episodes of one task that are not in `finished`, and add them to it."""
-    done = {(record["task_id"], record["initial_state"]) for record in finished}
-    missing = [state for state in range(arguments.episodes) if (task_id, state) not in done]
-    if not missing:
-        return
-    output = Path(arguments.output_dir)
-    limit = arguments.max_steps or max_steps(arguments.suite)
-    with LiberoEnv(arguments.suite, task_id, cameras=(arguments.camera,), image_size=arguments.image_size) as env:
-        for state in missing:
-            bar.set_description(f"task {task_id} state {state}")
-            episode = run_episode(
-                env,
-                policy,
-                initial_state=state,
-                seed=arguments.seed + state,
-                step_limit=limit,
-                camera=arguments.camera,
-                on_step=lambda step: bar.set_postfix_str(f"step {step}/{limit}"),
-            )
-            save_rollout_video(output / f"task{task_id}_state{state}.mp4", episode, env.instruction)
-            record = {
-                "task_id": task_id,
-                "instruction": env.instruction,
-                "initial_state": state,
-                "seed": arguments.seed + state,
-                "success": episode.success,
-                "num_steps": episode.num_steps,
-            }
-            append_line(output / EPISODES, record)
-            finished.append(record)
-            bar.update()
-
-
-def run(arguments: RolloutArguments) -> dict[str, Any]:
-    """Run every episode that is not on disk yet.
+def make_actor(arguments: "RolloutArguments", share: Share) -> Actor:
+    """Make the policy that the options name.
 
     Args:
         arguments (`RolloutArguments`): all options.
+        share (`Share`): with `--device cuda`, each process takes the device of its local rank.
 
     Returns:
-        `dict`: the summary that is also written to `summary.json`.
+        `Actor`: ready to act.
 
     Raises:
-        ValueError: for an unknown suite or task, more episodes than initial states, or a folder of another run.
+        ValueError: if an option or a checkpoint does not fit, or the policy needs a camera that is not there.
     """
-    if arguments.episodes > NUM_INITIAL_STATES:
-        raise ValueError(
-            f"`--episodes` is at most {NUM_INITIAL_STATES}, the benchmark's states; got {arguments.episodes}."
+    chosen = PolicyArguments(**{entry.name: getattr(arguments, entry.name) for entry in fields(PolicyArguments)})
+    if chosen.policy in SIMULATOR_POLICIES:
+        description = describe_simulator_policy(chosen)
+        camera = choose("camera", chosen.camera, tuple(CAMERAS))  # it is only filmed with
+        return Actor(None, partial(make_simulator_policy, chosen), (camera,), 1, description)
+    from evaluation.policies import make_batched_policy
+
+    if chosen.device == "cuda" and share.world_size > 1:
+        chosen = replace(chosen, device=f"cuda:{share.local_rank}")
+    policy = make_batched_policy(chosen)
+    for camera in policy.cameras:
+        choose("camera", camera, tuple(CAMERAS))
+    return Actor(policy, None, tuple(policy.cameras), policy.n_obs_steps, policy.describe())
+
+
+def make_jobs(arguments: "RolloutArguments", protocol: Protocol, episodes: list[EpisodeKey]) -> list[EpisodeJob]:
+    """What the simulators are to do.
+
+    Args:
+        arguments (`RolloutArguments`): all options.
+        protocol (`Protocol`): step limits and seeds.
+        episodes (`list[EpisodeKey]`): those that are not finished.
+
+    Returns:
+        `list[EpisodeJob]`: one per episode.
+    """
+
+    def video(episode: EpisodeKey) -> Any:
+        if arguments.videos.isdecimal():
+            filmed = episode.initial_state - arguments.first_state < int(arguments.videos)
+            return "always" if filmed else "never"
+        return {"none": "never", "failures": "failure", "all": "always"}[arguments.videos]
+
+    return [
+        EpisodeJob(
+            episode,
+            find_task(episode.suite, episode.task_id).instruction,
+            seed=protocol.seed + episode.initial_state,
+            step_limit=protocol.step_limit(episode.suite),
+            video=video(episode),
         )
-    task_ids = list(dict.fromkeys(arguments.task_ids)) or list(range(len(list_tasks(arguments.suite))))
-    output = Path(arguments.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    model, processor = load_checkpoint(arguments.checkpoint, arguments.device)
-    fingerprint = fingerprint_checkpoint(arguments.checkpoint, model)
-    wanted = {(task_id, state) for task_id in task_ids for state in range(arguments.episodes)}
-    records = read_finished(output, arguments, fingerprint)
-    finished = [record for record in records if (record["task_id"], record["initial_state"]) in wanted]
-    torch.manual_seed(arguments.seed)
-    policy = WorldVLAPolicy(
-        model,
-        processor,
-        camera=arguments.camera,
-        chunk_size=arguments.chunk_size,
-        n_action_steps=arguments.n_action_steps,
-        dataset_name=arguments.dataset_name,
+        for episode in episodes
+    ]
+
+
+def run(arguments: "RolloutArguments", open_environment: Callable[..., Any] = LiberoEnv) -> dict[str, Any] | None:
+    """Run every episode that is not on disk yet; errors are tried again.
+
+    Args:
+        arguments (`RolloutArguments`): all options.
+        open_environment (`Callable`): opens an environment in a simulator process; at the top of a module.
+
+    Returns:
+        `dict`: the summary that is also written to `summary.json`; None when other ranks are still at work.
+
+    Raises:
+        ValueError: if suite, task, states, checkpoint or camera do not fit, or the folder belongs to another run.
+        HopelessRunError: if the simulator does not start, or episode after episode ends in an error.
+    """
+    share, output = Share.from_environment(), Path(arguments.output_dir)
+    wanted = plan_episodes(arguments.suite, arguments.task_ids, arguments.first_state, arguments.episodes)
+    actor = make_actor(arguments, share)
+    protocol = Protocol(
+        step_limits=arguments.step_limits,
+        max_steps=arguments.max_steps,
+        settling_steps=arguments.settling_steps,
+        image_size=arguments.image_size,
+        cameras=actor.cameras,
+        n_obs_steps=actor.n_obs_steps,
+        seed=arguments.seed,
     )
-    with tqdm(total=len(wanted), initial=len(finished), desc="rollout", unit="episode") as bar:
-        for task_id in task_ids:
-            run_task(task_id, policy, arguments, finished, bar)
-    successes = sum(record["success"] for record in finished)
+    settings = collect_settings(protocol.describe(), actor.description)
+    with RunLedger(output, settings, share.rank, share.world_size) as ledger:
+        run_missing(arguments, protocol, actor, ledger, share.of(wanted), open_environment)
+        if len(ledger.finished(wanted)) < len(wanted):
+            logger.info("Rank %d is done; the last rank writes the summary.", share.rank)
+            return None
+        ledger.merge()
+        return write_summary(ledger, wanted, asdict(arguments))
+
+
+def run_missing(
+    arguments: "RolloutArguments",
+    protocol: Protocol,
+    actor: Actor,
+    ledger: RunLedger,
+    episodes: list[EpisodeKey],
+    open_environment: Callable[..., Any],
+) -> None:
+    """Run what is not in the books.
+
+    Args:
+        arguments (`RolloutArguments`): all options.
+        protocol (`Protocol`): how.
+        actor (`Actor`): who acts.
+        ledger (`RunLedger`): the books.
+        episodes (`list[EpisodeKey]`): this process' episodes.
+        open_environment (`Callable`): see `run`.
+    """
+    from evaluation.rollout import PoolOptions, Rollout
+
+    records = ledger.finished(episodes)
+    done = {key: record for key, record in records.items() if record["outcome"] != "error"}
+    jobs = make_jobs(arguments, protocol, [key for key in episodes if key not in done])
+    if not jobs:
+        return
+    successes = sum(record["success"] for record in done.values())
+    with tqdm(total=len(episodes), initial=len(done), desc="rollout", unit="episode", smoothing=0.1) as bar:
+
+        def book(record: dict[str, Any]) -> None:
+            nonlocal successes
+            ledger.append(record)
+            successes += record["success"]
+            bar.update()
+            bar.set_postfix_str(f"success {successes}/{bar.n}")
+
+        settings = SimulatorSettings(
+            cameras=actor.cameras,
+            n_obs_steps=actor.n_obs_steps,
+            image_size=protocol.image_size,
+            settling_steps=protocol.settling_steps,
+            videos=ledger.folder / "videos",
+            make_policy=actor.make_policy,
+            open_environment=open_environment,
+        )
+        options = PoolOptions(arguments.num_envs, arguments.simulator_timeout, arguments.max_attempts)
+        session = Rollout(jobs, settings, options, book, actor.batched).run()
+    ledger.append_session({"num_envs": arguments.num_envs, "num_episodes": len(jobs), **session})
+
+
+def write_summary(ledger: RunLedger, wanted: list[EpisodeKey], options: dict[str, Any]) -> dict[str, Any]:
+    """Sum up what is in the books.
+
+    Args:
+        ledger (`RunLedger`): the books.
+        wanted (`list[EpisodeKey]`): episodes of this command.
+        options (`dict`): of this command.
+
+    Returns:
+        `dict`: what was written to `summary.json`.
+    """
+    from evaluation.report import success_interval
+
+    records = list(ledger.finished(wanted).values())
+    judged = [record for record in records if record["outcome"] != "error"]
+    successes = sum(record["success"] for record in judged)
+    settings = ledger.settings()
     summary = {
-        "suite": arguments.suite,
-        "episodes": len(finished),
+        "suite": ", ".join(dict.fromkeys(key.suite for key in wanted)),
+        "episodes": len(judged),
         "successes": successes,
-        "success_rate": successes / len(finished),
-        "interval_95": success_interval(successes, len(finished)),
-        "settings": asdict(arguments) | {"checkpoint_fingerprint": fingerprint},
+        "success_rate": successes / len(judged) if judged else None,
+        "interval_95": success_interval(successes, len(judged)) if judged else None,
+        "errors": len(records) - len(judged),
+        "missing": len(wanted) - len(records),
+        "settings": {
+            **options,
+            **settings,
+            "checkpoint_fingerprint": settings["policy"].get("checkpoint_fingerprint"),
+            "commit": ", ".join(settings["commits"]),
+        },
+        "sessions": ledger.sessions(),
     }
-    write_json(output / SUMMARY, summary)
+    write_json(ledger.folder / SUMMARY, summary)
     return summary
 
 
-def main(argv: list[str]) -> None:
-    """Command line entry."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    summary = run(parse_arguments(RolloutArguments, argv))
-    logger.info("success: %s", format_success(summary["successes"], summary["episodes"]))
+def main(argv: list[str] | None = None) -> int:
+    """Run what the command line asks for.
+
+    Args:
+        argv (`list[str]`, *optional*): the options; by default those of the process.
+
+    Returns:
+        `int`: exit code; 1 when an episode ended in an error and this process is the only one.
+    """
+    from evaluation.arguments import RolloutArguments, parse_arguments  # loads torch, which simulators do not need
+    from evaluation.report import format_success
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("worldvla").setLevel(logging.INFO)
+    arguments = parse_arguments(RolloutArguments, sys.argv[1:] if argv is None else argv)
+    try:
+        with logging_redirect_tqdm([logging.getLogger()]):
+            summary = run(arguments)
+    except KeyboardInterrupt:
+        logger.warning("Interrupted; what is finished is kept. Run the same command again to go on.")
+        return INTERRUPTED
+    if summary is None:
+        return 0
+    if summary["episodes"]:
+        logger.info("success: %s", format_success(summary["successes"], summary["episodes"]))
+    if summary["errors"]:
+        logger.warning("%d episodes ended in errors; the same command tries them again.", summary["errors"])
+    return int(bool(summary["errors"]) and Share.from_environment().world_size == 1)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())

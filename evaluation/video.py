@@ -85,6 +85,27 @@ def write_video(path: str | Path, frames: Sequence[np.ndarray], frames_per_secon
     return path
 
 
+def write_episode_video(path: Path, frames: Sequence[np.ndarray], instruction: str, outcome: str) -> Path:
+    """Write an episode's video: instruction, step and outcome above every frame, and a second to read the outcome.
+
+    Args:
+        path (`Path`): final name.
+        frames (`Sequence[np.ndarray]`): T + 1 uint8 frames `(H, W, 3)`; the first shows the initial state.
+        instruction (`str`): what the robot was told.
+        outcome (`str`): how it ended.
+
+    Returns:
+        `Path`: the file.
+    """
+    last = len(frames) - 1
+    captions = [f"step {step}/{last}" + (f": {outcome}" if step == last else "") for step in range(len(frames))]
+    shown = [
+        label(label(enlarge(frame, 384), caption), instruction)
+        for frame, caption in zip(frames, captions, strict=True)
+    ]
+    return write_video(path, shown + shown[-1:] * 20)
+
+
 def _encode(path: Path, frames: Sequence[np.ndarray], frames_per_second: int) -> None:
     """Encode the frames into one H.264 stream; odd sizes are padded, yuv420p needs even ones."""
     height, width = frames[0].shape[:2]

@@ -211,9 +211,8 @@ RECORD = {
     "train": {"command": ["train/run.py"], "seconds": 209.6, "done": True, "peak_gib": 3.14},
 }
 ROLLOUTS = [
-    {"task_id": 2, "initial_state": 0, "success": False},
-    {"task_id": 2, "initial_state": 1, "success": True},
-    {"task_id": 2, "initial_state": 2, "success": True},
+    {"task_id": 2, "initial_state": state, "success": state > 0, "video": f"libero_object_task2_state{state}.mp4"}
+    for state in range(3)
 ]
 
 
@@ -226,8 +225,8 @@ def write_outputs(folder):
     """What the stages write, made up."""
     write_lines(folder / "rollouts" / "episodes.jsonl", ROLLOUTS)
     for record in ROLLOUTS:
-        name = f"task{record['task_id']}_state{record['initial_state']}.mp4"
-        (folder / "rollouts" / name).write_text(name)
+        (folder / "rollouts" / "videos").mkdir(exist_ok=True)
+        (folder / "rollouts" / "videos" / record["video"]).write_text(record["video"])
     (folder / "rollouts" / "summary.json").write_text(json.dumps({"successes": 3, "episodes": 5}))
     psnr = {"imagined": 21.456, "copy_last_frame": 17.5, "copy_last_reconstruction": 16.25, "reconstruction": 28.0}
     imagined = {"num_frames": 123, "seconds_per_frame": 0.3456, "psnr_db": psnr}
@@ -276,12 +275,12 @@ def test_the_report_holds_the_numbers(tmp_path):
 
 @pytest.mark.parametrize(
     ("successes", "chosen"),
-    [([False, True, True], "task2_state1.mp4"), ([False] * 3, "task2_state0.mp4"), ([True] * 3, "task2_state0.mp4")],
+    [([False, True, True], 1), ([False] * 3, 0), ([True] * 3, 0)],
 )
 def test_the_first_success_is_shown(tmp_path, successes, chosen):
     records = [record | {"success": success} for record, success in zip(ROLLOUTS, successes, strict=True)]
     write_lines(tmp_path / "rollouts" / "episodes.jsonl", records)
-    assert choose_rollout_video(tmp_path) == tmp_path / "rollouts" / chosen
+    assert choose_rollout_video(tmp_path) == tmp_path / "rollouts" / "videos" / ROLLOUTS[chosen]["video"]
 
 
 def test_the_demo_lands_where_it_was_started(tmp_path, monkeypatch):
@@ -295,7 +294,7 @@ def test_the_demo_lands_where_it_was_started(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation.demo, "run_stages", pretend)
     monkeypatch.chdir(tmp_path)
     main(["--output_dir", "out"])
-    assert (tmp_path / "out" / "rollout.mp4").read_text() == "task2_state1.mp4"
+    assert (tmp_path / "out" / "rollout.mp4").read_text() == "libero_object_task2_state1.mp4"
     assert "3/5" in (tmp_path / "out" / "report.md").read_text()
 
 

@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from evaluation.policies import WorldVLAPolicy
-from evaluation.rollout import run_episode
 from tokenization import WorldVLAProcessor
 
 FRAMES = np.random.default_rng(3).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
@@ -151,59 +150,3 @@ def test_limits_of_several_data_sets(model, processor, tmp_path):
         policy.reset(TASK)
         commands.append(policy.select_action({"agentview": FRAMES[0]}))
     np.testing.assert_allclose(commands[1], 2 * commands[0], atol=1e-9)
-
-
-class CountingEnv:
-    """Frame k shows the number k, on the wrist camera 100 + k; the goal is reached after some step."""
-
-    instruction = TASK
-
-    def __init__(self, success_at):
-        self.success_at, self.resets, self.actions = success_at, [], []
-
-    def observe(self):
-        number = len(self.actions)
-        return {
-            name: np.full((2, 2, 3), number + offset, np.uint8) for name, offset in (("agentview", 0), ("wrist", 100))
-        }
-
-    def reset(self, initial_state, seed):
-        self.resets.append((initial_state, seed))
-        self.actions = []
-        return self.observe()
-
-    def step(self, action):
-        self.actions.append(action)
-        return self.observe(), len(self.actions) == self.success_at, {}
-
-
-class EchoPolicy:
-    """Commands what it sees, in all seven numbers."""
-
-    def __init__(self):
-        self.instructions = []
-
-    def reset(self, instruction):
-        self.instructions.append(instruction)
-
-    def select_action(self, observation):
-        return np.full(7, float(observation["agentview"][0, 0, 0]))
-
-
-@pytest.mark.parametrize(
-    ("success_at", "step_limit", "success", "num_steps"),
-    [(3, 10, True, 3), (1, 1, True, 1), (4, 4, True, 4), (5, 4, False, 4), (None, 2, False, 2)],
-)
-def test_an_episode_ends_with_success_or_at_the_limit(success_at, step_limit, success, num_steps):
-    env, policy, steps = CountingEnv(success_at), EchoPolicy(), []
-    episode = run_episode(
-        env, policy, initial_state=7, seed=11, step_limit=step_limit, camera="wrist", on_step=steps.append
-    )
-    assert (episode.success, episode.num_steps) == (success, num_steps)
-    assert env.resets == [(7, 11)]
-    assert policy.instructions == [TASK]
-    assert [int(frame[0, 0, 0]) for frame in episode.frames] == [100 + k for k in range(num_steps + 1)]
-    assert episode.actions.shape == (num_steps, 7)
-    assert episode.actions[:, 0].tolist() == list(range(num_steps))  # action k answers frame k
-    np.testing.assert_array_equal(env.actions, episode.actions)
-    assert steps == list(range(1, num_steps + 1))

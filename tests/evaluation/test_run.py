@@ -1,186 +1,250 @@
-import json
+"""Whole runs on the fake simulator: known answers, going on after anything, ranks, bad input; and the options."""
 
-import av
-import numpy as np
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
 import pytest
 
-import evaluation.run
 from evaluation.arguments import ImagineArguments, RolloutArguments, parse_arguments
 from evaluation.checkpoints import fingerprint_checkpoint
 from evaluation.report import format_success, markdown_table, success_interval
-from evaluation.run import append_line, read_finished, run
+from evaluation.run import Share, main
+from tests.evaluation.fake_run import fake_run
+from tests.evaluation.fake_simulator import FakePolicy, ask_for, notes
 
-RECORD = {"task_id": 0, "initial_state": 0, "success": True, "num_steps": 2}
-
-
-def rollout(folder, **changes):
-    return RolloutArguments(checkpoint="c", output_dir=str(folder), **changes)
-
-
-class PretendEnv:
-    """Stands in for `LiberoEnv`: even initial states succeed at step 2; some resets may fail."""
-
-    opened, resets, broken = [], [], set()
-
-    def __init__(self, suite, task_id, cameras, image_size):
-        self.task_id, self.image_size, self.closed = task_id, image_size, False
-        self.instruction = f"lift cup {task_id}"
-        (self.camera,) = cameras
-        self.opened.append(self)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.closed = True
-
-    def observe(self):
-        return {self.camera: np.full((self.image_size, self.image_size, 3), 40 * self.steps, np.uint8)}
-
-    def reset(self, initial_state, seed):
-        if (self.task_id, initial_state) in self.broken:
-            raise RuntimeError("The simulator stopped.")
-        self.resets.append((self.task_id, initial_state, seed))
-        self.initial_state, self.steps = initial_state, 0
-        return self.observe()
-
-    def step(self, action):
-        assert action.shape == (7,)
-        self.steps += 1
-        return self.observe(), self.initial_state % 2 == 0 and self.steps == 2, {}
+ROOT = Path(__file__).resolve().parents[2]
+# Two tasks with four states each, of which a random walk solves some.
+FLAGS = ["--task_ids", "0", "1", "--episodes", "4", "--max_steps", "30"]
 
 
 @pytest.fixture
-def simulator(make_model, processor, monkeypatch):
-    """The rollout with a pretended simulator and a tiny checkpoint; the class records what happens to it."""
-    monkeypatch.setattr(PretendEnv, "opened", [])
-    monkeypatch.setattr(PretendEnv, "resets", [])
-    monkeypatch.setattr(PretendEnv, "broken", set())
-    monkeypatch.setattr(evaluation.run, "LiberoEnv", PretendEnv)
-    monkeypatch.setattr(evaluation.run, "load_checkpoint", lambda folder, device: (make_model(), processor))
-    monkeypatch.setattr(evaluation.run, "fingerprint_checkpoint", lambda folder, model: "abc")
-    return PretendEnv
+def folder(tmp_path):
+    path = tmp_path / "simulator"
+    path.mkdir()
+    return path
 
 
-def read_lines(folder):
-    return [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The records of a run in one process that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    summary = fake_run(folder / "out", folder, FLAGS)
+    assert 0 < summary["successes"] < summary["episodes"] == 8
+    return read_lines(folder / "out"), summary
 
 
-# A whole run
+def read_lines(output, without=("seconds", "attempts")):
+    records = [json.loads(line) for line in (output / "episodes.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in without} for record in records]
 
 
-def test_a_run_writes_episodes_videos_and_the_summary(simulator, tmp_path):
-    arguments = rollout(tmp_path, task_ids=[4], episodes=3, max_steps=3, seed=10, image_size=32, camera="wrist")
-    summary = run(arguments)
-    assert simulator.resets == [(4, 0, 10), (4, 1, 11), (4, 2, 12)]
-    assert [(env.camera, env.image_size, env.closed) for env in simulator.opened] == [("wrist", 32, True)]
-    common = {"task_id": 4, "instruction": "lift cup 4"}
-    assert read_lines(tmp_path) == [
-        {**common, "initial_state": 0, "seed": 10, "success": True, "num_steps": 2},
-        {**common, "initial_state": 1, "seed": 11, "success": False, "num_steps": 3},
-        {**common, "initial_state": 2, "seed": 12, "success": True, "num_steps": 2},
+def resets(folder):
+    return [(int(task), int(deed.split()[1])) for _, task, deed in notes(folder) if deed.startswith("reset")]
+
+
+# Known answers
+
+
+def solves_every(task_id, initial_state):
+    """The first command of a `noop` policy reaches the goal in 1 of 5, 2 of 5 and 3 of 5 states of the three tasks."""
+    return 0 if initial_state % 5 <= task_id else 1
+
+
+def test_known_success_probabilities_give_the_right_table(folder, tmp_path):
+    flags = ["--episodes", "10", "--first_state", "20", "--max_steps", "2", "--num_envs", "2", "--seed", "100"]
+    summary = fake_run(tmp_path / "out", folder, flags, goal=solves_every, policy="noop")
+    assert (summary["episodes"], summary["successes"], summary["suite"]) == (30, 12, "libero_object")
+    assert summary["success_rate"] == pytest.approx(0.4)
+    # Wilson: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.959964
+    assert summary["interval_95"] == pytest.approx((0.24590, 0.57682), abs=1e-4)
+    records = read_lines(tmp_path / "out")
+    by_task = [[record["success"] for record in records if record["task_id"] == task] for task in range(3)]
+    assert [sum(successes) for successes in by_task] == [2, 4, 6]
+    assert [record["initial_state"] for record in records] == list(range(20, 30)) * 3
+    assert all(record["seed"] == 100 + record["initial_state"] for record in records)
+    assert all(record["num_steps"] == (1 if record["success"] else 2) for record in records)
+    assert {record["instruction"] for record in records} == {f"lift cup {task}" for task in range(3)}
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["successes"] == 12
+    assert summary["settings"]["protocol"]["seed"] == 100 and summary["settings"]["policy"] == {"policy": "noop"}
+
+
+def test_two_processes_give_the_numbers_of_one(undisturbed, folder, tmp_path):
+    fake_run(tmp_path / "out", folder, [*FLAGS, "--num_envs", "2"])
+    assert sorted(read_lines(tmp_path / "out"), key=str) == sorted(undisturbed[0], key=str)
+
+
+def test_a_finished_run_does_nothing_more(folder, tmp_path):
+    flags = ["--task_ids", "0", "--episodes", "1", "--max_steps", "3"]
+    first = fake_run(tmp_path / "out", folder, flags)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert fake_run(tmp_path / "out", folder, flags) == first
+    assert len(resets(folder)) == 1
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+# Going on
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_numbers(undisturbed, folder, tmp_path):
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "tests.evaluation.fake_run", str(output), str(folder), "0.02"]
+    process = subprocess.Popen([*command, *FLAGS, "--num_envs", "2"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (output / "episodes.jsonl").exists() or len(read_lines(output)) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    finished = {(record["task_id"], record["initial_state"]) for record in read_lines(output)}
+    assert 2 <= len(finished) < 8
+    simulators = [
+        psutil.Process(int(pid)) for pid in {pid for pid, _, _ in notes(folder)} if psutil.pid_exists(int(pid))
     ]
-    assert (summary["episodes"], summary["successes"], summary["suite"]) == (3, 2, "libero_object")
-    assert summary["success_rate"] == pytest.approx(2 / 3)
-    assert summary["interval_95"] == success_interval(2, 3)
-    assert summary["settings"]["seed"] == 10
-    written = json.loads((tmp_path / "summary.json").read_text())
-    assert written == {**summary, "interval_95": list(summary["interval_95"])}
-    names = [f"task4_state{state}.mp4" for state in range(3)]
-    assert {path.name for path in tmp_path.iterdir()} == {*names, "episodes.jsonl", "summary.json", "settings.json"}
-    with av.open(str(tmp_path / names[0])) as container:
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    assert len(frames) == 3 + 20  # the initial state, two steps, one second of the last frame
-    assert frames[0].shape == (384 + 2 * 18, 384, 3)
-    assert [round(float(frame[-100:].mean()) / 40) for frame in frames[:4]] == [0, 1, 2, 2]
+    assert not psutil.wait_procs(simulators, timeout=30)[1]  # they end by themselves
+    (folder / "notes.txt").unlink()
+    summary = fake_run(output, folder, FLAGS)
+    assert sorted(resets(folder)) == sorted({(task, state) for task in (0, 1) for state in range(4)} - finished)
+    assert read_lines(output) == undisturbed[0]
+    assert {key: summary[key] for key in ("episodes", "successes", "errors", "missing")} == {
+        key: undisturbed[1][key] for key in ("episodes", "successes", "errors", "missing")
+    }
 
 
-def test_a_finished_run_does_nothing_more(simulator, tmp_path):
-    arguments = rollout(tmp_path, task_ids=[0], episodes=2, max_steps=2, image_size=32)
-    first = run(arguments)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    simulator.opened.clear()
-    assert run(arguments) == first
-    assert simulator.opened == [] and len(simulator.resets) == 2
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+def test_errors_are_tried_again_by_the_same_command(undisturbed, folder, tmp_path):
+    ask_for(folder, "refuse", 0, 2)
+    first = fake_run(tmp_path / "out", folder, FLAGS)
+    assert (first["episodes"], first["errors"], first["missing"]) == (7, 1, 0)
+    summary = fake_run(tmp_path / "out", folder, FLAGS)
+    assert (summary["episodes"], summary["errors"]) == (8, 0)
+    assert len(resets(folder)) == 9
+    assert read_lines(tmp_path / "out") == undisturbed[0]
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(simulator, tmp_path):
-    arguments = rollout(tmp_path / "cut", task_ids=[0, 1], episodes=2, max_steps=2, image_size=32)
-    simulator.broken.add((0, 1))
-    with pytest.raises(RuntimeError, match=r"The simulator stopped\."):
-        run(arguments)
-    assert [record["initial_state"] for record in read_lines(tmp_path / "cut")] == [0]
-    assert not (tmp_path / "cut" / "summary.json").exists()
-    assert simulator.opened[0].closed
-
-    simulator.broken.clear()
-    simulator.resets.clear()
-    summary = run(arguments)
-    assert simulator.resets == [(0, 1, 1), (1, 0, 0), (1, 1, 1)]
-    whole = run(rollout(tmp_path / "whole", task_ids=[0, 1], episodes=2, max_steps=2, image_size=32))
-    assert read_lines(tmp_path / "cut") == read_lines(tmp_path / "whole")
-    differing = {key for key in summary if summary[key] != whole[key]}
-    assert differing == {"settings"}  # only the folder
+def test_more_episodes_and_tasks_go_on_and_other_settings_do_not(folder, tmp_path):
+    flags = ["--max_steps", "3"]
+    fake_run(tmp_path / "out", folder, [*flags, "--task_ids", "0", "--episodes", "1"])
+    summary = fake_run(tmp_path / "out", folder, [*flags, "--task_ids", "0", "1", "--episodes", "2"])
+    assert summary["episodes"] == 4 and len(resets(folder)) == 4
+    with pytest.raises(ValueError, match=r"other settings \(protocol\.seed: 0 -> 1\)"):
+        fake_run(tmp_path / "out", folder, [*flags, "--seed", "1"])
+    with pytest.raises(ValueError, match=r"policy\.policy: random -> noop"):
+        fake_run(tmp_path / "out", folder, flags, policy="noop")
+    with pytest.raises(
+        ValueError, match=r"step_limits\.libero_spatial: 3 -> 280.*chosen by hand -> huggingface/lerobot"
+    ):
+        fake_run(tmp_path / "out", folder, ["--step_limits", "lerobot"])
+    assert len(resets(folder)) == 4
 
 
-def test_all_tasks_by_default_and_the_step_limit_of_the_suite(simulator, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation.run, "list_tasks", lambda suite: [f"{suite} a", f"{suite} b"])
-    monkeypatch.setattr(evaluation.run, "max_steps", {"libero_goal": 4}.__getitem__)
-    run(rollout(tmp_path, suite="libero_goal", episodes=2, image_size=32))
-    found = [(record["task_id"], record["initial_state"], record["num_steps"]) for record in read_lines(tmp_path)]
-    assert found == [(0, 0, 2), (0, 1, 4), (1, 0, 2), (1, 1, 4)]
+def test_ranks_share_the_episodes_and_another_number_of_them_goes_on(undisturbed, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "1")
+    assert fake_run(tmp_path / "out", folder, FLAGS) is None
+    assert len(resets(folder)) == 3 and (tmp_path / "out" / "episodes.rank1.jsonl").exists()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert fake_run(tmp_path / "out", folder, FLAGS) is None
+    monkeypatch.setenv("RANK", "0")
+    summary = fake_run(tmp_path / "out", folder, FLAGS)
+    assert (summary["episodes"], summary["successes"]) == (8, undisturbed[1]["successes"])
+    assert len(resets(folder)) == len(set(resets(folder))) == 8
+    assert read_lines(tmp_path / "out") == undisturbed[0]
+    assert not list((tmp_path / "out").glob("episodes.rank*"))
 
 
-def test_more_episodes_than_initial_states_are_refused(simulator, tmp_path):
-    with pytest.raises(ValueError, match=r"`--episodes` is at most 50, the benchmark's states; got 51\."):
-        run(rollout(tmp_path, task_ids=[0], episodes=51))
-    assert list(tmp_path.iterdir()) == []
+def test_shares_are_disjoint_and_whole(monkeypatch):
+    episodes = list(range(11))
+    shares = [Share(rank, 4).of(episodes) for rank in range(4)]
+    assert sorted(sum(shares, [])) == episodes
+    for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert Share.from_environment() == Share(5, 8, 1)
 
 
-# What an earlier run left
+# Policies of the main process
 
 
-def test_a_line_that_was_cut_off_is_dropped(tmp_path):
-    arguments = rollout(tmp_path)
-    assert read_finished(tmp_path, arguments, "abc") == []
-    append_line(tmp_path / "episodes.jsonl", RECORD)
-    with (tmp_path / "episodes.jsonl").open("a") as file:
-        file.write('{"task_id": 0, "initial_state": 1, "succ')
-    assert read_finished(tmp_path, arguments, "abc") == [RECORD]
-    append_line(tmp_path / "episodes.jsonl", RECORD | {"initial_state": 1})
-    assert read_finished(tmp_path, arguments, "abc") == [RECORD, RECORD | {"initial_state": 1}]
+@pytest.fixture
+def policy(monkeypatch):
+    """The policy that `--policy worldvla` makes; `made` are the options it was made from."""
+    fake = FakePolicy()
+    fake.made = []
+    monkeypatch.setattr("evaluation.policies.make_batched_policy", lambda options: fake.made.append(options) or fake)
+    return fake
 
 
-def test_other_settings_are_refused_by_name(tmp_path):
-    read_finished(tmp_path, rollout(tmp_path, seed=1), "abc")
-    append_line(tmp_path / "episodes.jsonl", RECORD)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    message = (
-        r"holds results of other settings \(max_steps: None -> 9; seed: 1 -> 2\)\. Choose another `--output_dir`\."
-    )
+def test_a_checkpoint_acts_in_batches(policy, folder, tmp_path, monkeypatch):
+    flags = ["--checkpoint", "c", "--device", "cuda", "--task_ids", "0", "1", "--episodes", "2", "--num_envs", "2"]
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    assert fake_run(tmp_path / "out", folder, [*flags, "--max_steps", "9"], policy="worldvla") is None
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    summary = fake_run(tmp_path / "out", folder, [*flags, "--max_steps", "9"], policy="worldvla")
+    assert [options.device for options in policy.made] == ["cuda:0", "cuda:1"]
+    assert max(policy.batches) == 2 and summary["episodes"] == 4
+    assert summary["settings"]["checkpoint_fingerprint"] == "abc"
+    assert summary["settings"]["protocol"]["n_obs_steps"] == 2
+    assert sum(session["policy_calls"] for session in summary["sessions"]) == len(policy.batches)
+
+
+def test_a_camera_that_the_simulator_lacks_is_refused_before_it_starts(policy, folder, tmp_path):
+    policy.cameras = ("agentview", "left_shoulder")
+    with pytest.raises(ValueError, match=r"Unknown camera `left_shoulder`\. Choose one of: `agentview`, `wrist`"):
+        fake_run(tmp_path / "out", folder, ["--checkpoint", "c"], policy="worldvla")
+    assert not (tmp_path / "out").exists() and not (folder / "notes.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--suite", "libero_object", "libero_gaol"], r"Unknown suite `libero_gaol`.*Did you mean `libero_goal`"),
+        (["--episodes", "51"], r"51 episodes per task are asked for\. Choose `--episodes` of at most 50\."),
+        (["--first_state", "50"], r"Unknown initial state `50`"),
+        (["--camera", "wrst"], r"Unknown camera `wrst`.*Did you mean `wrist`"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_starts(folder, tmp_path, flags, message):
     with pytest.raises(ValueError, match=message):
-        read_finished(tmp_path, rollout(tmp_path, seed=2, max_steps=9), "abc")
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        fake_run(tmp_path / "out", folder, flags)
+    assert not (tmp_path / "out").exists() and not (folder / "notes.txt").exists()
 
 
-def test_another_device_or_a_moved_folder_goes_on(tmp_path):
-    read_finished(tmp_path, rollout(tmp_path), "abc")
-    append_line(tmp_path / "episodes.jsonl", RECORD)
-    moved = tmp_path.rename(tmp_path.with_name("moved"))
-    assert read_finished(moved, rollout(moved, device="cuda"), "abc") == [RECORD]
+# The command
 
 
-def test_another_checkpoint_at_the_same_place_is_refused(tmp_path):
-    read_finished(tmp_path, rollout(tmp_path), "abc")
-    with pytest.raises(ValueError, match=r"checkpoint_fingerprint: abc -> def"):
-        read_finished(tmp_path, rollout(tmp_path), "def")
+@pytest.mark.parametrize(
+    ("summary", "world_size", "code"),
+    [
+        ({"episodes": 5, "successes": 3, "errors": 0}, "1", 0),
+        ({"episodes": 4, "successes": 3, "errors": 1}, "1", 1),
+        ({"episodes": 0, "successes": 0, "errors": 1}, "1", 1),
+        ({"episodes": 4, "successes": 3, "errors": 1}, "2", 0),  # a launcher would kill the other ranks
+        (None, "2", 0),
+    ],
+)
+def test_the_exit_code_tells_of_errors(monkeypatch, caplog, summary, world_size, code):
+    monkeypatch.setattr("evaluation.run.run", lambda arguments: summary)
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    with caplog.at_level("INFO", logger="worldvla.rollout"):
+        assert main(["--policy", "noop", "--output_dir", "o"]) == code
+    told = " ".join(caplog.messages)
+    assert ("3/5 (60 %, 95 % interval 23 to 88 %)" in told) == (summary is not None and summary["episodes"] == 5)
 
 
-def test_more_episodes_of_the_same_run_go_on(tmp_path):
-    read_finished(tmp_path, rollout(tmp_path, episodes=1), "abc")
-    append_line(tmp_path / "episodes.jsonl", RECORD)
-    assert read_finished(tmp_path, rollout(tmp_path, episodes=5), "abc") == [RECORD]
+def test_an_interruption_says_how_to_go_on(monkeypatch, caplog):
+    def interrupt(arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    monkeypatch.setattr("evaluation.run.run", interrupt)
+    assert main(["--policy", "noop", "--output_dir", "o"]) == 130
+    assert "Run the same command again to go on." in caplog.text
 
 
 def test_fingerprints_follow_the_weights(tmp_path, make_model):
@@ -224,7 +288,9 @@ def test_options_are_read():
     found = parse_arguments(
         RolloutArguments, [*REQUIRED[RolloutArguments], "--task_ids", "3", "5", "--max_steps", "9"]
     )
-    assert found == RolloutArguments("c", "o", task_ids=[3, 5], max_steps=9)
+    assert found == RolloutArguments(checkpoint="c", output_dir="o", task_ids=[3, 5], max_steps=9)
+    several = parse_arguments(RolloutArguments, [*REQUIRED[RolloutArguments], "--suite", "libero_goal", "libero_10"])
+    assert several.suite == ["libero_goal", "libero_10"]
     assert parse_arguments(ImagineArguments, REQUIRED[ImagineArguments]) == ImagineArguments("c", "d", "o.mp4")
 
 
@@ -239,6 +305,20 @@ def test_options_are_read():
 def test_unknown_flags_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         parse_arguments(RolloutArguments, REQUIRED[RolloutArguments] + arguments)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--videos", "failed"], r"Unknown choice of videos `failed`.*Did you mean `failures`"),
+        (["--step_limits", "openvl"], r"Unknown step limits `openvl`.*Did you mean `openvla`"),
+        (["--settling_steps", "-1"], r"`--settling_steps` counts steps, at least 0, got -1\."),
+        (["--num_envs", "0"], r"`--num_envs` must be larger than 0, got 0"),
+    ],
+)
+def test_choices_of_a_rollout_are_checked(flags, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(RolloutArguments, REQUIRED[RolloutArguments] + flags)
 
 
 @pytest.mark.parametrize("name", ["episodes", "image_size", "chunk_size", "n_action_steps", "max_steps"])
