@@ -243,7 +243,7 @@ def describe(
         "camera": arguments.camera,
         "grid": [side // stride for side in processor.image_size],
         "image_token_hash": processor.image_token_hash(),
-        "sources": [{"file": task.source, "task": task.name, "episodes": len(task.episodes)} for task in tasks],
+        "sources": list_sources(tasks),
         "splits": {name: len(rows) for name, rows in chosen.items()},
         "steps": steps,
         "dropped_noops": sum(task.dropped for task in tasks),
@@ -252,6 +252,16 @@ def describe(
         "clipped_action_values_by_dimension": clipped.tolist(),
         "made_with": asdict(arguments),
     }
+
+
+def list_sources(tasks: Sequence[DemonstrationTask]) -> list[dict[str, Any]]:
+    """How many tasks and episodes each file or data set brings, in order."""
+    sources: dict[str, dict[str, Any]] = {}
+    for task in tasks:
+        source = sources.setdefault(task.source, {"file": task.source, "tasks": 0, "episodes": 0})
+        source["tasks"] += 1
+        source["episodes"] += len(task.episodes)
+    return list(sources.values())
 
 
 def main(argv: list[str]) -> None:

@@ -46,7 +46,7 @@ def test_limits_are_measured_at_the_quantile(processor, monkeypatch, quantile):
     card = describe(arguments, [DemonstrationTask("a", "a.hdf5", episodes)], built, {"train": np.arange(1)})
     assert card["action_values"] == 77 and card["clipped_action_values"] == (0 if quantile == 0 else 14)
     assert card["clipped_action_values_by_dimension"] == [0 if quantile == 0 else 2] * 7
-    assert card["sources"] == [{"file": "a.hdf5", "task": "a", "episodes": 1}]
+    assert card["sources"] == [{"file": "a.hdf5", "tasks": 1, "episodes": 1}]
 
 
 def test_the_share_of_clipped_values_is_said(tmp_path, monkeypatch, caplog):
