@@ -1,16 +1,22 @@
-"""Loading a checkpoint for evaluation: model and processor from one folder."""
+"""Loading a checkpoint for evaluation: model and processor from one folder, refused at once where they do not fit."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 import modeling_worldvla  # noqa: F401  registers the model with the Auto classes
-import tokenization  # noqa: F401  registers the processor with the Auto classes
+from evaluation.libero_env import ACTION_DIM
+from modeling_worldvla import WorldVLAForCausalLM
+from tokenization import WorldVLAProcessor
 
 # What a training run writes beside a checkpoint that says nothing about how it acts.
 LOGS = ("trainer_state.json", "training_log.json")
+# As in train/episodes.py: what the checkpoint's data were made of.
+DATA_CARD = "data_card.json"
+TOLERANCE = 1e-6  # of limits, around the simulator's range
 
 
 def load_checkpoint(folder_or_id: str, device: str) -> tuple[Any, Any]:
@@ -18,14 +24,106 @@ def load_checkpoint(folder_or_id: str, device: str) -> tuple[Any, Any]:
 
     Args:
         folder_or_id (`str`): folder or Hub id that holds model and processor.
-        device (`str`): torch device of the model.
+        device (`str`): torch device of the model and the VQ-GAN.
 
     Returns:
         `tuple`: the model in evaluation mode, and its processor.
+
+    Raises:
+        ValueError: if there is no such checkpoint, a part of it is missing, or model and processor disagree.
     """
-    processor = AutoProcessor.from_pretrained(folder_or_id)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder_or_id)
-    return model.to(device).eval(), processor
+    folder = Path(folder_or_id)
+    if folder.is_dir():
+        for name, part in (("config.json", "model"), ("processor_config.json", "processor")):
+            if not (folder / name).is_file():
+                raise ValueError(
+                    f"`{folder_or_id}` holds no {part}: `{name}` is missing. Give a folder in which `train/run.py` "
+                    "has finished, or save model and processor into one folder."
+                )
+    try:
+        processor: Any = AutoProcessor.from_pretrained(folder_or_id)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder_or_id)
+    except OSError as error:
+        where = "cannot be read" if folder.is_dir() else "is no folder here, and cannot be had from the Hub"
+        raise ValueError(f"`{folder_or_id}` {where}: {str(error).splitlines()[0]}") from error
+    _check_pair(folder_or_id, model, processor)
+    return model.to(device).eval(), processor.to(device)
+
+
+def _check_pair(folder_or_id: str, model: Any, processor: Any) -> None:
+    """Refuse other models, parts that are missing, and parts that do not belong together."""
+    for part, expected in ((model, WorldVLAForCausalLM), (processor, WorldVLAProcessor)):
+        if type(part).__name__ != expected.__name__:  # code from the Hub brings classes of its own
+            raise ValueError(
+                f"`{folder_or_id}` holds a `{type(part).__name__}`, expected a `{expected.__name__}`. Models of other "
+                "kinds can be evaluated over HTTP: docs/remote_policies.md."
+            )
+    for name, what in (("image_tokenizer", "VQ-GAN"), ("action_tokenizer", "action limits")):
+        if getattr(processor, name) is None:
+            raise ValueError(f"The processor of `{folder_or_id}` has no {what}, so it cannot act. Save it with them.")
+    wanted = processor.model_config()
+    different = [
+        f"{name} {getattr(model.config, name)} (processor: {value})"
+        for name, value in wanted.items()
+        if getattr(model.config, name) != value
+    ]
+    if different:
+        raise ValueError(
+            f"Model and processor of `{folder_or_id}` do not belong together: {'; '.join(different)}. Save the "
+            "processor that the model was trained with beside it."
+        )
+
+
+def check_simulator_fit(model: Any, processor: Any, dataset_name: str | None) -> None:
+    """Refuse checkpoints whose commands the simulator does not understand.
+
+    Args:
+        model (`WorldVLAForCausalLM`): the model.
+        processor (`WorldVLAProcessor`): its processor.
+        dataset_name (`str`, *optional*): whose action limits; may be left out when there is one data set.
+
+    Raises:
+        ValueError: if actions have another width, the data set is unknown, or its commands leave the simulator's
+            range.
+    """
+    if model.config.action_dim != ACTION_DIM:
+        raise ValueError(
+            f"The checkpoint predicts actions of {model.config.action_dim} numbers; the simulator takes {ACTION_DIM} "
+            "(position deltas, rotation deltas, gripper). Evaluate a checkpoint that was trained on LIBERO's actions."
+        )
+    tokenizer = processor.action_tokenizer
+    name = tokenizer.choose_dataset(dataset_name)
+    low, high = min(tokenizer.limits[name]["low"]), max(tokenizer.limits[name]["high"])
+    if low < -1 - TOLERANCE or high > 1 + TOLERANCE:
+        raise ValueError(
+            f"Commands of data set `{name}` run from {low:g} to {high:g}; the simulator takes [-1, 1], so they are "
+            f"another robot's. The checkpoint knows the data sets: {', '.join(tokenizer.limits)}. Choose with "
+            "`--dataset_name`."
+        )
+
+
+def check_camera(folder_or_id: str, camera: str) -> None:
+    """Refuse a camera that the checkpoint was not trained on, where its folder says so.
+
+    Args:
+        folder_or_id (`str`): the checkpoint. A repository on the Hub is not asked.
+        camera (`str`): what it shall be shown.
+
+    Raises:
+        ValueError: if the data card beside the checkpoint names another camera, or cannot be read.
+    """
+    path = Path(folder_or_id, DATA_CARD)
+    if not path.is_file():
+        return
+    try:
+        trained_on = json.loads(path.read_text("utf-8"))["camera"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"`{path}` does not say which camera the checkpoint was trained on. Repair it.") from error
+    if camera != trained_on:
+        raise ValueError(
+            f"The checkpoint was trained on camera `{trained_on}` (`{path}`), not `{camera}`. Add "
+            f"`--camera {trained_on}`."
+        )
 
 
 def fingerprint_checkpoint(folder_or_id: str, model: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation.checkpoints import fingerprint_checkpoint, load_checkpoint
+from evaluation.checkpoints import check_camera, check_simulator_fit, fingerprint_checkpoint, load_checkpoint
 from evaluation.libero_env import OPEN_HAND_STILL
 from evaluation.policies import ChunkRequest, check_requests
 from evaluation.policy_arguments import PolicyArguments
@@ -85,10 +85,12 @@ class WorldVLAPolicy:
             `WorldVLAPolicy`: with the checkpoint's fingerprint.
 
         Raises:
-            ValueError: if the checkpoint or an option does not fit; see `load_checkpoint`.
+            ValueError: if the checkpoint, its camera, its commands or an option does not fit.
         """
         checkpoint = str(arguments.checkpoint)
+        check_camera(checkpoint, arguments.camera)
         model, processor = load_checkpoint(checkpoint, arguments.device)
+        check_simulator_fit(model, processor, arguments.dataset_name)
         return cls(
             model,
             processor,
