@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from evaluation.policies import make_batched_policy
@@ -53,3 +56,11 @@ def test_a_server_needs_an_address_and_patience():
 def test_policies_of_the_simulators_process_are_not_made_in_batches():
     with pytest.raises(ValueError, match="Policy `noop` acts in the simulator's process"):
         make_batched_policy(PolicyArguments(policy="noop"))
+
+
+def test_choosing_a_policy_loads_no_torch():
+    code = (
+        "import sys, evaluation.policies, evaluation.remote_policy; "
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
