@@ -27,6 +27,9 @@ class RolloutArguments(PolicyArguments):
     videos: str = field(
         default="1", metadata={"help": "Which episodes are filmed: none, failures, all, or the first N of each task."}
     )
+    traces: bool = field(
+        default=False, metadata={"help": "Write frames and actions beside each video, for evaluation/imagine.py."}
+    )
     step_limits: str = field(
         default="openvla", metadata={"help": f"Whose step limits: {', '.join(STEP_LIMITS)} (docs/evaluation.md)."}
     )

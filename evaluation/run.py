@@ -210,6 +210,7 @@ def run_missing(
             image_size=protocol.image_size,
             settling_steps=protocol.settling_steps,
             videos=ledger.folder / "videos",
+            traces=arguments.traces,
             make_policy=actor.make_policy,
             open_environment=open_environment,
         )

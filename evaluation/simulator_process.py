@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from evaluation.atomic_files import write_atomically
 from evaluation.libero_env import OPEN_HAND_STILL, LiberoEnv
 from evaluation.protocol import EpisodeKey
-from evaluation.video import write_episode_video
 
 SIGN_OF_LIFE_SECONDS = 1.0
 
@@ -52,6 +52,7 @@ class SimulatorSettings:
         image_size (`int`): height and width of a frame, pixels.
         settling_steps (`int`): still steps after the reset.
         videos (`Path`, *optional*): folder of the videos.
+        traces (`bool`): write the frames and actions of a video beside it, as NumPy arrays.
         make_policy (`Callable`, *optional*): makes the policy that acts in this process; None: the main process is
             asked for chunks.
         open_environment (`Callable`): opens an environment, with the arguments of `LiberoEnv`.
@@ -62,6 +63,7 @@ class SimulatorSettings:
     image_size: int = 128
     settling_steps: int = 10
     videos: Path | None = None
+    traces: bool = False
     make_policy: Callable[[], Any] | None = None
     open_environment: Callable[..., Any] = LiberoEnv
 
@@ -221,16 +223,17 @@ class _Simulator:
         else:
             self.observation = self.policy.reset(env, initial_state=state, seed=job.seed)
             commands = self._act(self.policy.actions(env))
-        states = [env.simulator_state()]
+        states, actions = [env.simulator_state()], []
         success = False
-        while not success and len(states) <= job.step_limit:
-            self.observation, success, _ = env.step(next(commands))
+        while not success and len(actions) < job.step_limit:
+            actions.append(next(commands))
+            self.observation, success, _ = env.step(actions[-1])
             states.append(env.simulator_state())
             self.show_life()
         video = None
         if job.video == "always" or (job.video == "failure" and not success):
-            video = self._film(env, job, states, success)
-        return EpisodeEnded(success, len(states) - 1, self.num_frames, self.policy_seconds, video, self.busy)
+            video = self._film(env, job, states, actions, "success" if success else "step_limit")
+        return EpisodeEnded(success, len(actions), self.num_frames, self.policy_seconds, video, self.busy)
 
     def _open(self, episode: EpisodeKey) -> Any:
         task = (episode.suite, episode.task_id)
@@ -284,17 +287,24 @@ class _Simulator:
         self.num_frames += 1
         return env.render(camera)
 
-    def _film(self, env: Any, job: EpisodeJob, states: list[np.ndarray], success: bool) -> str:
+    def _film(
+        self, env: Any, job: EpisodeJob, states: list[np.ndarray], actions: list[np.ndarray], outcome: str
+    ) -> str:
         """Render every state, the first included, and write the video; returns the file's name."""
+        from evaluation.video import write_episode_video  # brings an encoder along
+
+        if self.settings.videos is None:
+            raise ValueError("A video is wanted, but the settings name no folder for it. Give `videos`.")
         self.last_sign = float("-inf")  # say at once that this episode acts no more: nobody shall wait for it
-        frames = []
+        frames, camera = [], self.settings.cameras[0]
         for state in states:
             self.show_life(acting=False)
             env.set_simulator_state(state)
-            frames.append(self._render(env, self.settings.cameras[0]))
-        if self.settings.videos is None:
-            raise ValueError("A video is wanted, but the settings name no folder for it. Give `videos`.")
-        outcome = "success" if success else "step limit"
-        return write_episode_video(
-            self.settings.videos / f"{job.episode.name}.mp4", frames, job.instruction, outcome
-        ).name
+            frames.append(self._render(env, camera))
+        path = self.settings.videos / f"{job.episode.name}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self.settings.traces:
+            trace: dict[str, Any] = {"instruction": job.instruction, "camera": camera, "outcome": outcome}
+            trace |= {"frames": np.stack(frames), "actions": np.asarray(actions, np.float32)}
+            write_atomically(path.with_suffix(".npz"), lambda temporary: np.savez_compressed(temporary, **trace))
+        return write_episode_video(path, frames, job.instruction, outcome.replace("_", " ")).name

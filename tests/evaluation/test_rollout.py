@@ -205,15 +205,24 @@ def test_videos_are_rendered_afterwards_and_only_where_they_are_wanted(tmp_path)
         make_policy=partial(StepPolicy, 4),
         env_options={"goal": goal_by_state},
         videos=videos,
+        traces=True,
     )
     names = [record["video"] for record in records.values()]
     assert names == ["libero_object_task0_state0.mp4", None, "libero_object_task0_state2.mp4"]
-    assert sorted(path.name for path in videos.iterdir()) == [name for name in names if name]
+    assert sorted(path.name for path in videos.glob("*.mp4")) == [name for name in names if name]
     assert [record["num_frames"] for record in records.values()] == [3, 0, 13]
     with av.open(str(videos / names[0])) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(frames) == 3 + 20  # the initial state, two steps, a second to read the outcome
     assert [round(float(frame[-100:].mean()) / 10) for frame in frames[:4]] == [0, 1, 2, 2]
+    assert len(list(videos.glob("*.npz"))) == 2
+    with np.load(videos / names[2].replace(".mp4", ".npz")) as trace:
+        assert trace["frames"].shape == (13, 8, 8, 3) and trace["frames"].dtype == np.uint8
+        assert trace["frames"][:6, 0, 0, 0].tolist() == [0, 10, 20, 30, 40, 40]
+        assert trace["actions"].tolist()[3:5] == [[0.5, 0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0, 1]]
+        assert len(trace["actions"]) == 12
+        told = {key: str(trace[key]) for key in ("instruction", "camera", "outcome")}
+    assert told == {"instruction": "lift cup 0", "camera": "agentview", "outcome": "step_limit"}
 
 
 def test_simulator_processes_load_no_torch(tmp_path):
