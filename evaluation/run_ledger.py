@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from evaluation.atomic_files import write_atomically, write_json
 from evaluation.protocol import EpisodeKey
@@ -30,6 +30,45 @@ _LOCK = ".lock"
 def key_of(record: dict[str, Any]) -> EpisodeKey:
     """Which episode a record is about."""
     return EpisodeKey(record["suite"], record["task_id"], record["initial_state"])
+
+
+class Results(NamedTuple):
+    """What a results folder holds.
+
+    Attributes:
+        settings (`dict`): what decides the numbers.
+        records (`dict`): by episode, errors among them.
+        sessions (`list[dict]`): how processes spent their time.
+    """
+
+    settings: dict[str, Any]
+    records: dict[EpisodeKey, dict[str, Any]]
+    sessions: list[dict[str, Any]]
+
+
+def read_results(folder: Path) -> Results:
+    """Read a results folder without touching it.
+
+    Args:
+        folder (`Path`): what `--output_dir` of a run named.
+
+    Returns:
+        `Results`: whichever rank wrote it.
+
+    Raises:
+        ValueError: if the folder is none of results, or its settings cannot be read.
+    """
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise ValueError(
+            f"`{folder}` holds no {SETTINGS}: it is no results folder of evaluation/run.py. Give what `--output_dir` "
+            "of a run named."
+        )
+    try:
+        settings = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"`{path}` is no JSON: {error}. Run the evaluation again in an empty folder.") from error
+    return Results(settings, _read_records(folder), list(_read_lines(folder / SESSIONS)))
 
 
 class RunLedger:
@@ -83,7 +122,7 @@ class RunLedger:
             `dict`: in the order of `wanted`; errors are among them.
         """
         with self._locked():
-            records = self._read_all()
+            records = _read_records(self.folder)
         return {key: records[key] for key in wanted if key in records}
 
     def settings(self) -> dict[str, Any]:
@@ -144,7 +183,7 @@ class RunLedger:
     def _check_settings(self, settings: dict[str, Any]) -> None:
         path = self.folder / SETTINGS
         if not path.exists():
-            if self._parts():
+            if _parts_of(self.folder):
                 raise ValueError(
                     f"`{self.folder}` holds {EPISODES} without {SETTINGS}: nobody knows how these numbers came about. "
                     "Choose another `--output_dir`."
@@ -161,29 +200,31 @@ class RunLedger:
         if commits != before["commits"]:
             write_json(path, {**before, "commits": commits})
 
-    def _parts(self) -> list[Path]:
-        """All files with lines, in the order in which later ones count."""
-        whole = [path for path in [self.folder / EPISODES] if path.exists()]
-        return whole + sorted(self.folder.glob("episodes.rank*.jsonl"))
-
-    def _read_all(self) -> dict[EpisodeKey, dict[str, Any]]:
-        records: dict[EpisodeKey, dict[str, Any]] = {}
-        for path in self._parts():
-            for record in _read_lines(path):
-                _keep_better(records, record)
-        return records
-
     def _merge(self) -> None:
-        parts, whole = self._parts(), self.folder / EPISODES
+        parts, whole = _parts_of(self.folder), self.folder / EPISODES
         if not parts:
             return
-        records = self._read_all()
+        records = _read_records(self.folder)
         lines = "".join(json.dumps(records[key]) + "\n" for key in sorted(records)).encode()
         if not whole.exists() or whole.read_bytes() != lines:
             write_atomically(whole, lambda temporary: _write_to_disk(temporary, lines))
         for path in parts:
             if path != whole:
                 path.unlink()
+
+
+def _parts_of(folder: Path) -> list[Path]:
+    """All files with lines, in the order in which later ones count."""
+    whole = [path for path in [folder / EPISODES] if path.exists()]
+    return whole + sorted(folder.glob("episodes.rank*.jsonl"))
+
+
+def _read_records(folder: Path) -> dict[EpisodeKey, dict[str, Any]]:
+    records: dict[EpisodeKey, dict[str, Any]] = {}
+    for path in _parts_of(folder):
+        for record in _read_lines(path):
+            _keep_better(records, record)
+    return records
 
 
 def _keep_better(records: dict[EpisodeKey, dict[str, Any]], record: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from evaluation.protocol import EpisodeKey
-from evaluation.run_ledger import RunLedger
+from evaluation.run_ledger import RunLedger, read_results
 from evaluation.run_settings import collect_settings, current_commit, list_changes, package_versions
 
 SETTINGS = {
@@ -133,3 +133,30 @@ def test_changes_are_listed_by_name():
         "a.c: 2 -> None",
         "a.d: None -> 3",
     ]
+
+
+# Reading without taking part
+
+
+def test_a_results_folder_is_read_while_a_run_is_at_work(tmp_path):
+    fill(tmp_path, KEYS[:2], rank=0, world_size=2)
+    with RunLedger(tmp_path, SETTINGS, 1, 2) as ledger:
+        ledger.append(record_of(KEYS[3], "error"))
+        ledger.append_session({"wall_seconds": 2.0})
+        before = sorted(path.name for path in tmp_path.iterdir())
+        results = read_results(tmp_path)
+    assert results.settings == SETTINGS and results.sessions == [{"wall_seconds": 2.0}]
+    assert {key: record["outcome"] for key, record in results.records.items()} == {
+        KEYS[0]: "success",
+        KEYS[1]: "success",
+        KEYS[3]: "error",
+    }
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_what_is_no_results_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no settings\.json: it is no results folder of evaluation/run\.py\."):
+        read_results(tmp_path / "absent")
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(ValueError, match=r"settings\.json` is no JSON: "):
+        read_results(tmp_path)
