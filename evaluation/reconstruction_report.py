@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from evaluation.intervals import episode_interval
 from evaluation.reconstruction import WHOLE, Measured
 from evaluation.reconstruction_frames import Frame
-from evaluation.report import episode_interval, markdown_table
+from evaluation.report import markdown_table
 from evaluation.video import enlarge, label
 from tokenization.reconstruction_metrics import PictureMetric, codebook_perplexity
 from tokenization.regions import Region

@@ -24,7 +24,6 @@ if __package__ in (None, ""):  # run as a script: import from the checkout, not 
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from evaluation.atomic_files import write_json
 from evaluation.libero_env import LiberoEnv
 from evaluation.libero_rendering import CAMERAS
 from evaluation.libero_setup import choose, find_task
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("worldvla.rollout")
 
-SUMMARY = "summary.json"
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
@@ -141,7 +139,8 @@ def run(arguments: "RolloutArguments", open_environment: Callable[..., Any] = Li
         open_environment (`Callable`): opens an environment in a simulator process; at the top of a module.
 
     Returns:
-        `dict`: the summary that is also written to `summary.json`; None when other ranks are still at work.
+        `dict`: the summary that is also written to `summary.json` (docs/reports.md); None when other ranks are still
+            at work.
 
     Raises:
         ValueError: if suite, task, states, checkpoint or camera do not fit, or the folder belongs to another run.
@@ -166,7 +165,9 @@ def run(arguments: "RolloutArguments", open_environment: Callable[..., Any] = Li
             logger.info("Rank %d is done; the last rank writes the summary.", share.rank)
             return None
         ledger.merge()
-        return write_summary(ledger, wanted, asdict(arguments))
+        from evaluation.report import write_report
+
+        return write_report(output, wanted, asdict(arguments))
 
 
 def run_missing(
@@ -219,43 +220,6 @@ def run_missing(
     ledger.append_session({"num_envs": arguments.num_envs, "num_episodes": len(jobs), **session})
 
 
-def write_summary(ledger: RunLedger, wanted: list[EpisodeKey], options: dict[str, Any]) -> dict[str, Any]:
-    """Sum up what is in the books.
-
-    Args:
-        ledger (`RunLedger`): the books.
-        wanted (`list[EpisodeKey]`): episodes of this command.
-        options (`dict`): of this command.
-
-    Returns:
-        `dict`: what was written to `summary.json`.
-    """
-    from evaluation.report import success_interval
-
-    records = list(ledger.finished(wanted).values())
-    judged = [record for record in records if record["outcome"] != "error"]
-    successes = sum(record["success"] for record in judged)
-    settings = ledger.settings()
-    summary = {
-        "suite": ", ".join(dict.fromkeys(key.suite for key in wanted)),
-        "episodes": len(judged),
-        "successes": successes,
-        "success_rate": successes / len(judged) if judged else None,
-        "interval_95": success_interval(successes, len(judged)) if judged else None,
-        "errors": len(records) - len(judged),
-        "missing": len(wanted) - len(records),
-        "settings": {
-            **options,
-            **settings,
-            "checkpoint_fingerprint": settings["policy"].get("checkpoint_fingerprint"),
-            "commit": ", ".join(settings["commits"]),
-        },
-        "sessions": ledger.sessions(),
-    }
-    write_json(ledger.folder / SUMMARY, summary)
-    return summary
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run what the command line asks for.
 
@@ -266,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
         `int`: exit code; 1 when an episode ended in an error and this process is the only one.
     """
     from evaluation.arguments import RolloutArguments, parse_arguments  # loads torch, which simulators do not need
-    from evaluation.report import format_success
+    from evaluation.report import format_success, format_summary
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("worldvla").setLevel(logging.INFO)
@@ -280,6 +244,7 @@ def main(argv: list[str] | None = None) -> int:
     if summary is None:
         return 0
     if summary["episodes"]:
+        logger.info("%s", format_summary(summary))
         logger.info("success: %s", format_success(summary["successes"], summary["episodes"]))
     if summary["errors"]:
         logger.warning("%d episodes ended in errors; the same command tries them again.", summary["errors"])

@@ -6,11 +6,11 @@ import pytest
 from PIL import Image
 
 from evaluation.arguments import ReconstructArguments, parse_arguments
+from evaluation.intervals import episode_interval
 from evaluation.reconstruct import choose_size, load_vq_gan, main, reconstruct
 from evaluation.reconstruction import LARGEST, OBJECTS, WHOLE, measure_frames
 from evaluation.reconstruction_frames import Frame, choose_frames, draw_spread, find_images, share_out
 from evaluation.reconstruction_report import draw_rows
-from evaluation.report import episode_interval
 from tokenization import WorldVLAImageTokenizer
 from tokenization.reconstruction_metrics import psnr
 from tokenization.region_boxes import fit_mask
