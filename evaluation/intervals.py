@@ -87,7 +87,7 @@ def paired_difference(counts: PairCounts) -> Estimate:
     pairs = sum(counts)
     rates = [(both + second) / pairs, (both + first) / pairs]
     (low, high), (other_low, other_high) = (success_interval(both + alone, pairs) for alone in (second, first))
-    product = both * neither - first * second
+    product = float(both * neither - first * second)
     if product > 0:
         product = max(0.0, product - pairs / 2)
     spread = (both + first) * (second + neither) * (both + second) * (first + neither)

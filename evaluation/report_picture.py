@@ -38,7 +38,8 @@ def draw_report(summary: Mapping[str, Any], path: Path) -> None:
     axes = figure.subplots(len(lines), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
     for number, axis in enumerate(axes.flat):
         if number < len(suites):
-            _draw_suite(axis, *suites[number], COLOURS[number % len(COLOURS)])
+            name, suite = suites[number]
+            _draw_suite(axis, name, suite, COLOURS[number % len(COLOURS)])
         else:
             axis.axis("off")
     if average := summary["average"]:

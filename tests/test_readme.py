@@ -8,6 +8,7 @@ import pytest
 
 from evaluation.arguments import ImagineArguments, ReconstructArguments, RolloutArguments
 from evaluation.arguments import parse_arguments as parse_evaluation
+from evaluation.compare import CompareArguments
 from evaluation.record_demonstrations import RecordingArguments
 from train.arguments import (
     DataArguments,
@@ -27,6 +28,7 @@ CLASSES = {
     "train/run.py": [ModelArguments, DataArguments, WorldVLATrainingArguments],
     "evaluation/record_demonstrations.py": RecordingArguments,
     "evaluation/run.py": RolloutArguments,
+    "evaluation/compare.py": CompareArguments,
     "evaluation/imagine.py": ImagineArguments,
     "evaluation/reconstruct.py": ReconstructArguments,
 }
