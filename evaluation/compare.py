@@ -121,7 +121,7 @@ def check_protocols(first: Results, second: Results, suites: set[str]) -> None:
         limits = {suite: protocol["step_limits"].get(suite) for suite in sorted(suites)}
         kept = {name: value for name, value in protocol.items() if name not in NOT_PROTOCOL}
         protocols.append({**kept, "step_limits": limits})
-    if changes := list_changes(*protocols, prefix="protocol."):
+    if changes := list_changes(protocols[0], protocols[1], "protocol."):
         raise ValueError(
             f"The runs follow different protocols ({'; '.join(changes)}): their episodes do not pair. Run one of them "
             "again with the other's options."

@@ -1,9 +1,12 @@
-"""Imagine a recorded episode: one real frame and the recorded actions in, the frames that follow out.
+"""Imagine an episode: one real frame and the actions that were carried out in, the frames that follow out.
 
     python evaluation/imagine.py --checkpoint outputs/demo/checkpoint --demonstrations demo.hdf5 --output imagined.mp4
+    python evaluation/imagine.py --checkpoint outputs/demo/checkpoint --rollouts results/
 
-Beside the video (real | imagined) stands a JSON file with the PSNR of every frame, of the tokenizer's own
-reconstruction (the ceiling) and of repeating the last real frame (the floor).
+The second form takes the filmed episodes of `evaluation/run.py --traces true` and writes, in their folder, a video
+beside each of theirs, imagined.json and imagined.md (docs/reports.md). In the first form, beside the video (real |
+imagined) stands a JSON file. Numbers are the PSNR of every frame, of the tokenizer's own reconstruction (the ceiling)
+and of repeating the last real frame (the floor).
 """
 
 import logging
@@ -22,6 +25,13 @@ from tqdm.auto import tqdm
 from evaluation.arguments import ImagineArguments, parse_arguments
 from evaluation.atomic_files import write_json
 from evaluation.checkpoints import load_checkpoint
+from evaluation.imagined_rollouts import (
+    choose_traces,
+    read_trace,
+    summarise_rollouts,
+    write_imagined_video,
+    write_rollouts,
+)
 from evaluation.video import side_by_side, write_video
 from evaluation.world_model import fit_frames, imagine_episode, reconstruct
 from tokenization.demonstrations import find_demonstration_files, read_demonstrations
@@ -42,6 +52,8 @@ def read_window(arguments: ImagineArguments) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: if the file has no such episode or the episode no such steps.
     """
+    if arguments.demonstrations is None:
+        raise ValueError("A recorded episode is read from `--demonstrations`, which is not given.")
     demonstrations = [
         demonstration
         for file in find_demonstration_files([arguments.demonstrations])
@@ -53,7 +65,27 @@ def read_window(arguments: ImagineArguments) -> tuple[np.ndarray, np.ndarray]:
             f"does not exist. Choose 0 … {len(demonstrations) - 1}."
         )
     demonstration = demonstrations[arguments.episode]
-    available = len(demonstration.actions) - 1 - arguments.start
+    frames, actions = demonstration.frames(arguments.camera), demonstration.actions
+    return choose_window(frames, actions[: len(frames) - 1], arguments)
+
+
+def choose_window(
+    frames: np.ndarray, actions: np.ndarray, arguments: ImagineArguments
+) -> tuple[np.ndarray, np.ndarray]:
+    """The part of an episode that is imagined.
+
+    Args:
+        frames (`np.ndarray` of shape `(T + 1, H, W, 3)`): uint8.
+        actions (`np.ndarray` of shape `(T, D)`): each between two frames.
+        arguments (`ImagineArguments`): first step and number of frames.
+
+    Returns:
+        `tuple`: frames `(N + 1, H, W, 3)` and actions `(N, D)`.
+
+    Raises:
+        ValueError: if the episode has no such steps.
+    """
+    available = len(actions) - arguments.start
     count = available if arguments.num_frames is None else arguments.num_frames
     if not 1 <= count <= available:
         wanted = "at least 1 is needed" if arguments.num_frames is None else f"{count} were asked for"
@@ -62,9 +94,7 @@ def read_window(arguments: ImagineArguments) -> tuple[np.ndarray, np.ndarray]:
             "Lower `--start` or `--num_frames`."
         )
     end = arguments.start + count
-    return demonstration.frames(arguments.camera)[arguments.start : end + 1], demonstration.actions[
-        arguments.start : end
-    ]
+    return frames[arguments.start : end + 1], actions[arguments.start : end]
 
 
 def measure(real: np.ndarray, imagined: np.ndarray, reconstructed: np.ndarray) -> dict[str, Any]:
@@ -95,8 +125,37 @@ def measure(real: np.ndarray, imagined: np.ndarray, reconstructed: np.ndarray) -
     }
 
 
+def imagine_window(
+    model: Any, processor: Any, frames: np.ndarray, actions: np.ndarray, dataset_name: str | None
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Imagine and measure.
+
+    Args:
+        model (`WorldVLAForCausalLM`): the model.
+        processor (`WorldVLAProcessor`): its processor.
+        frames (`np.ndarray` of shape `(N + 1, H, W, 3)`): uint8; the first is shown to the model.
+        actions (`np.ndarray` of shape `(N, D)`): what was carried out.
+        dataset_name (`str`, *optional*): whose action limits.
+
+    Returns:
+        `tuple`: real and imagined frames `(N + 1, h, w, 3)`, both of the model's image size, and `measure`'s numbers
+        with the time per frame and the number of clipped action values.
+    """
+    clipped = int(processor.action_tokenizer.count_clipped(actions, dataset_name).sum())
+    if clipped:
+        logger.warning("%d of %d action values lie outside the checkpoint's limits: clipped.", clipped, actions.size)
+    real = fit_frames(processor, frames)
+    started = time.perf_counter()
+    with tqdm(total=len(actions), desc="imagine", unit="frame") as bar:
+        imagined = imagine_episode(model, processor, frames[0], actions, dataset_name, lambda _: bar.update())
+    seconds = time.perf_counter() - started
+    result = measure(real, imagined, reconstruct(processor, frames))
+    result |= {"seconds_per_frame": seconds / len(actions), "clipped_action_values": clipped}
+    return real, imagined, result
+
+
 def imagine(arguments: ImagineArguments) -> dict[str, Any]:
-    """Roll out, measure, write the video and the numbers.
+    """Imagine a recorded episode; write the video and the numbers.
 
     Args:
         arguments (`ImagineArguments`): all options.
@@ -106,29 +165,51 @@ def imagine(arguments: ImagineArguments) -> dict[str, Any]:
     """
     frames, actions = read_window(arguments)
     model, processor = load_checkpoint(arguments.checkpoint, arguments.device)
-    clipped = int(processor.action_tokenizer.count_clipped(actions, arguments.dataset_name).sum())
-    if clipped:
-        logger.warning("%d of %d action values lie outside the checkpoint's limits: clipped.", clipped, actions.size)
-    real = fit_frames(processor, frames)
-    started = time.perf_counter()
-    with tqdm(total=len(actions), desc="imagine", unit="frame") as bar:
-        imagined = imagine_episode(
-            model, processor, frames[0], actions, arguments.dataset_name, on_frame=lambda _: bar.update()
-        )
-    seconds = time.perf_counter() - started
-    result = measure(real, imagined, reconstruct(processor, frames))
-    result |= {"seconds_per_frame": seconds / len(actions), "clipped_action_values": clipped}
+    real, imagined, result = imagine_window(model, processor, frames, actions, arguments.dataset_name)
     result["settings"] = asdict(arguments)
-    output = Path(arguments.output)
+    output = Path(str(arguments.output))
     write_video(output, side_by_side({"real": real, "imagined": imagined}, height=256))
     write_json(output.with_suffix(".json"), result)
     return result
 
 
+def imagine_rollouts(arguments: ImagineArguments) -> dict[str, Any]:
+    """Imagine episodes of a run under the actions that were carried out; write videos, numbers and a table.
+
+    Args:
+        arguments (`ImagineArguments`): all options.
+
+    Returns:
+        `dict`: see `summarise_rollouts`.
+
+    Raises:
+        ValueError: if a trace is missing, is none, shows another camera, or is shorter than what is asked for.
+    """
+    folder = Path(str(arguments.rollouts))
+    paths = choose_traces(folder, arguments.names)
+    for path in paths:  # before the model is loaded
+        trace = read_trace(path, arguments.camera)
+        choose_window(trace.frames, trace.actions, arguments)
+    model, processor = load_checkpoint(arguments.checkpoint, arguments.device)
+    episodes = {}
+    for path in paths:
+        trace = read_trace(path, arguments.camera)
+        frames, actions = choose_window(trace.frames, trace.actions, arguments)
+        real, imagined, result = imagine_window(model, processor, frames, actions, arguments.dataset_name)
+        video = path.with_name(f"{path.stem}_imagined.mp4")
+        write_imagined_video(video, real, imagined, np.array(result["curves_db"]["imagined"]), trace, arguments.start)
+        told = {"instruction": trace.instruction, "outcome": trace.outcome, "video": video.name}
+        episodes[path.stem] = {**told, **result}
+    summary = summarise_rollouts(episodes, asdict(arguments))
+    write_rollouts(folder, summary)
+    return summary
+
+
 def main(argv: list[str]) -> None:
     """Command line entry."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    result = imagine(parse_arguments(ImagineArguments, argv))
+    arguments = parse_arguments(ImagineArguments, argv)
+    result = imagine(arguments) if arguments.rollouts is None else imagine_rollouts(arguments)
     for name, value in result["psnr_db"].items():
         logger.info("PSNR %-26s %.2f dB", name, value)
 

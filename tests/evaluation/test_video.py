@@ -1,8 +1,19 @@
+import weakref
+
 import av
 import numpy as np
 import pytest
 
-from evaluation.video import CAPTION_HEIGHT, enlarge, label, side_by_side, write_video
+from evaluation.video import (
+    CAPTION_HEIGHT,
+    draw_curve,
+    enlarge,
+    label,
+    side_by_side,
+    wrap,
+    write_episode_video,
+    write_video,
+)
 
 BACKGROUND = 24
 
@@ -107,3 +118,83 @@ def test_side_by_side_in_the_order_of_the_names():
 def test_side_by_side_wants_equal_lengths():
     with pytest.raises(ValueError, match="shorter"):
         side_by_side({"a": np.zeros((3, 8, 6, 3), np.uint8), "b": np.zeros((2, 8, 6, 3), np.uint8)})
+
+
+LONG = (
+    "pick up the black bowl in the top drawer of the wooden cabinet and place it on the plate, then close the drawer"
+)
+
+
+@pytest.mark.parametrize("width", [60, 128, 384, 500])
+def test_no_word_is_lost_and_no_line_is_cut(width):
+    lines = wrap(LONG, width).split("\n")
+    assert " ".join(lines).split() == LONG.split()
+    # On a strip with room to spare, what is drawn ends before the frame would.
+    wide = label(np.zeros((1, 1000, 3), np.uint8), "\n".join(lines))
+    assert wide.shape[0] == 1 + CAPTION_HEIGHT * len(lines)
+    assert (wide[:-1, width:] == BACKGROUND).all()
+    assert all((row != BACKGROUND).any() for row in np.split(wide[:-1], len(lines)))
+
+
+def test_words_longer_than_a_line_are_broken():
+    lines = wrap("a " + "W" * 30, 60).split("\n")
+    assert lines[0] == "a" and len(lines) > 3 and "".join(lines[1:]) == "W" * 30
+    assert wrap("", 60) == "" and len(wrap("WW", 1).split("\n")) == 2
+
+
+@pytest.mark.parametrize("size", [(37, 51), (128, 128), (400, 301)])
+def test_an_episode_of_any_size_shows_all_of_its_steps_and_its_end(tmp_path, size):
+    frames = make_frames(4, *size)
+    path = write_episode_video(tmp_path / "episode.mp4", frames, LONG, "step limit")
+    facts, found = read_video(path)
+    large = enlarge(frames[0], 384)
+    lines = len(wrap(LONG, large.shape[1]).split("\n")) + 1
+    height = large.shape[0] + lines * CAPTION_HEIGHT
+    assert facts["size"] == (height + height % 2, large.shape[1] + large.shape[1] % 2)
+    assert (facts["codec"], facts["pix_fmt"]) == ("h264", "yuv420p")
+    assert len(found) == 4 + 20
+    shown = [int(frame[lines * CAPTION_HEIGHT + 20, 20, 0]) for frame in found]
+    assert shown[:4] == pytest.approx([40, 80, 120, 160], abs=12) and shown[4:] == pytest.approx([160] * 20, abs=12)
+    # The caption of the last step is longer by the outcome.
+    caption = slice((lines - 1) * CAPTION_HEIGHT, lines * CAPTION_HEIGHT)
+    assert (found[3][caption] > 128).sum() > 1.3 * (found[2][caption] > 128).sum()
+
+
+def test_browsers_may_play_before_the_whole_file_is_there(tmp_path):
+    content = write_video(tmp_path / "video.mp4", make_frames(3)).read_bytes()
+    assert 0 < content.index(b"moov") < content.index(b"mdat")
+
+
+def test_frames_are_taken_one_by_one(tmp_path):
+    seen, most = [], 0
+
+    def frames():
+        nonlocal most
+        for _ in range(100):
+            frame = make_frames(1, 32, 32)[0].copy()
+            seen.append(weakref.ref(frame))
+            yield frame
+            del frame
+            most = max(most, sum(reference() is not None for reference in seen))
+
+    assert len(read_video(write_video(tmp_path / "video.mp4", frames()))[1]) == 100
+    assert most <= 3
+
+
+def test_an_episode_without_frames_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"No frames to write to"):
+        write_episode_video(tmp_path / "episode.mp4", [], "lift", "success")
+
+
+def test_a_curve_grows_to_the_right():
+    values = np.array([10.0, 30.0, 20.0, 25.0])
+
+    def ink(shown):
+        picture = draw_curve(values, shown, width=200, title="PSNR, dB")[CAPTION_HEIGHT + 1 :].astype(int)
+        drawn = np.abs(picture - BACKGROUND).max(axis=2) > 60
+        return np.flatnonzero(drawn.any(axis=0)), np.flatnonzero(drawn.any(axis=1))
+
+    assert len(ink(0)[0]) == 0
+    ends = [ink(shown)[0].max() for shown in (1, 2, 3, 4)]
+    assert ends == sorted(ends) and ends[0] < 12 and 60 < ends[1] < 80 and ends[3] > 190
+    assert draw_curve(np.array([5.0]), 1, 50, "x").shape == (56, 50, 3)  # one value, no range
