@@ -68,6 +68,13 @@ def read_results(folder: Path) -> Results:
         settings = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"`{path}` is no JSON: {error}. Run the evaluation again in an empty folder.") from error
+    if not isinstance(settings, dict) or not all(
+        isinstance(settings.get(name), dict) for name in ("protocol", "policy")
+    ):
+        raise ValueError(
+            f"`{path}` names no protocol and policy: it was not written by evaluation/run.py, or by an older one. Run "
+            "the evaluation again in an empty folder."
+        )
     return Results(settings, _read_records(folder), list(_read_lines(folder / SESSIONS)))
 
 

@@ -70,6 +70,24 @@ def test_paired_differences_as_published(counts, difference, low, high):
     assert paired_difference(turned) == pytest.approx((-difference, -high, -low), abs=6e-4)
 
 
+@pytest.mark.parametrize("chances", [(0.5, 0.2, 0.1, 0.2), (0.85, 0.1, 0.03, 0.02), (0.1, 0.1, 0.1, 0.7)])
+def test_the_paired_interval_covers_as_often_as_it_says(chances):
+    """Exact coverage: every way in which 15 pairs can end, weighed by its probability."""
+    pairs, covered, whole = 15, 0.0, 0.0
+    for both, first, second in itertools.product(range(pairs + 1), repeat=3):
+        neither = pairs - both - first - second
+        if neither < 0:
+            continue
+        counts = PairCounts(both, first, second, neither)
+        ways = math.factorial(pairs) / math.prod(math.factorial(count) for count in counts)
+        chance = ways * math.prod(share**count for share, count in zip(chances, counts, strict=True))
+        found = paired_difference(counts)
+        whole += chance
+        covered += chance * (found.low <= chances[2] - chances[1] <= found.high)
+    assert whole == pytest.approx(1)
+    assert 0.93 <= covered <= 0.998  # more than 95 % where few pairs differ
+
+
 def test_equal_runs_do_not_differ():
     found = paired_difference(PairCounts(30, 0, 0, 20))
     assert found.value == 0 and found.low == pytest.approx(-found.high) and 0 < found.high < 0.06

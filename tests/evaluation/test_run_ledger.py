@@ -160,3 +160,7 @@ def test_what_is_no_results_folder_is_refused(tmp_path):
     (tmp_path / "settings.json").write_text("{")
     with pytest.raises(ValueError, match=r"settings\.json` is no JSON: "):
         read_results(tmp_path)
+    for content in ("[]", '{"seed": 0}', '{"protocol": {}, "policy": "noop"}'):
+        (tmp_path / "settings.json").write_text(content)
+        with pytest.raises(ValueError, match=r"settings\.json` names no protocol and policy: it was not written by"):
+            read_results(tmp_path)
