@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from evaluation.arguments import ImagineArguments, parse_arguments
 from evaluation.atomic_files import write_json
-from evaluation.checkpoints import load_checkpoint
+from evaluation.checkpoints import fingerprint_checkpoint, load_checkpoint
 from evaluation.imagined_rollouts import (
     choose_traces,
     read_trace,
@@ -32,6 +32,7 @@ from evaluation.imagined_rollouts import (
     write_imagined_video,
     write_rollouts,
 )
+from evaluation.run_settings import current_commit
 from evaluation.video import side_by_side, write_video
 from evaluation.world_model import fit_frames, imagine_episode, reconstruct
 from tokenization.demonstrations import find_demonstration_files, read_demonstrations
@@ -154,6 +155,20 @@ def imagine_window(
     return real, imagined, result
 
 
+def describe_settings(arguments: ImagineArguments, model: Any) -> dict[str, Any]:
+    """What the numbers came from: all options, the weights and the code.
+
+    Args:
+        arguments (`ImagineArguments`): all options.
+        model (`WorldVLAForCausalLM`): the loaded model.
+
+    Returns:
+        `dict`: JSON values.
+    """
+    fingerprint = fingerprint_checkpoint(arguments.checkpoint, model)
+    return {**asdict(arguments), "checkpoint_fingerprint": fingerprint, "commit": current_commit()}
+
+
 def imagine(arguments: ImagineArguments) -> dict[str, Any]:
     """Imagine a recorded episode; write the video and the numbers.
 
@@ -166,7 +181,7 @@ def imagine(arguments: ImagineArguments) -> dict[str, Any]:
     frames, actions = read_window(arguments)
     model, processor = load_checkpoint(arguments.checkpoint, arguments.device)
     real, imagined, result = imagine_window(model, processor, frames, actions, arguments.dataset_name)
-    result["settings"] = asdict(arguments)
+    result["settings"] = describe_settings(arguments, model)
     output = Path(str(arguments.output))
     write_video(output, side_by_side({"real": real, "imagined": imagined}, height=256))
     write_json(output.with_suffix(".json"), result)
@@ -200,7 +215,7 @@ def imagine_rollouts(arguments: ImagineArguments) -> dict[str, Any]:
         write_imagined_video(video, real, imagined, np.array(result["curves_db"]["imagined"]), trace, arguments.start)
         told = {"instruction": trace.instruction, "outcome": trace.outcome, "video": video.name}
         episodes[path.stem] = {**told, **result}
-    summary = summarise_rollouts(episodes, asdict(arguments))
+    summary = summarise_rollouts(episodes, describe_settings(arguments, model))
     write_rollouts(folder, summary)
     return summary
 

@@ -8,6 +8,7 @@ import pytest
 
 import evaluation.imagine
 from evaluation.arguments import ImagineArguments, parse_arguments
+from evaluation.checkpoints import fingerprint_checkpoint
 from evaluation.imagine import imagine_rollouts, measure
 from evaluation.imagined_rollouts import Trace, read_trace, write_imagined_video
 from evaluation.world_model import imagine_episode, reconstruct
@@ -52,11 +53,14 @@ def unloadable(monkeypatch):
 
 
 def options(run, **changes):
-    return ImagineArguments(checkpoint="c", rollouts=str(run), **changes)
+    return ImagineArguments(**{"checkpoint": "c", "rollouts": str(run), **changes})
 
 
-def test_episodes_of_a_run_are_imagined_from_their_first_frame_and_actions(run, loaded):
-    summary = imagine_rollouts(options(run))
+def test_episodes_of_a_run_are_imagined_from_their_first_frame_and_actions(run, loaded, tmp_path):
+    loaded[0].save_pretrained(tmp_path / "checkpoint")
+    summary = imagine_rollouts(options(run, checkpoint=str(tmp_path / "checkpoint")))
+    fingerprint = fingerprint_checkpoint(str(tmp_path / "checkpoint"), loaded[0])
+    assert summary["settings"]["checkpoint_fingerprint"] == fingerprint and summary["settings"]["commit"]
     assert json.loads((run / "imagined.json").read_text()) == json.loads(json.dumps(summary))
     assert list(summary["episodes"]) == list(STEPS)
     assert (summary["num_frames"], summary["num_episodes"]) == (7, 2)
@@ -75,11 +79,13 @@ def test_episodes_of_a_run_are_imagined_from_their_first_frame_and_actions(run, 
     text = (run / "imagined.md").read_text()
     assert "[libero_goal_task1_state0_imagined.mp4](videos/libero_goal_task1_state0_imagined.mp4)" in text
     assert "| libero_goal_task0_state1 | lift the cup | step_limit | 4 |" in text
-    assert read_results(run / "imagined.json", "c").kind  # the model card shows it
+    assert fingerprint[:12] in read_results(run / "imagined.json", "c").text  # on the model card
 
 
-def test_episodes_and_parts_of_them_are_chosen(run, loaded):
-    summary = imagine_rollouts(options(run, names=["libero_goal_task1_state0"], start=1, num_frames=2))
+def test_episodes_and_parts_of_them_are_chosen(run, loaded, tmp_path):
+    summary = imagine_rollouts(
+        options(run, checkpoint=str(tmp_path), names=["libero_goal_task1_state0"], start=1, num_frames=2)
+    )
     assert list(summary["episodes"]) == ["libero_goal_task1_state0"] and summary["num_frames"] == 2
     assert summary["psnr_db_interval_95"]["imagined"] is None
     trace = trace_of(3, seed=1)

@@ -138,6 +138,7 @@ def test_windows_outside_the_recording_are_refused(demonstrations, changes, mess
 
 def test_clipped_commands_are_counted(demonstrations, model, processor, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(evaluation.imagine, "load_checkpoint", lambda folder, device: (model, processor))
+    monkeypatch.setattr(evaluation.imagine, "fingerprint_checkpoint", lambda folder, model: "abc")
     copied = shutil.copy(demonstrations, tmp_path / "extreme_demo.hdf5")
     with h5py.File(copied, "a") as file:
         file["data/demo_0/actions"][0, :2] = 9.0
@@ -149,6 +150,7 @@ def test_clipped_commands_are_counted(demonstrations, model, processor, tmp_path
 
 def test_imagining_writes_the_video_and_the_numbers(demonstrations, model, processor, stored, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation.imagine, "load_checkpoint", lambda folder, device: (model, processor))
+    monkeypatch.setattr(evaluation.imagine, "fingerprint_checkpoint", lambda folder, model: "abc")
     arguments = window(demonstrations, start=1, num_frames=3)
     arguments.output = str(tmp_path / "imagined.mp4")
     result = imagine(arguments)
@@ -158,6 +160,7 @@ def test_imagining_writes_the_video_and_the_numbers(demonstrations, model, proce
     expected = measure(real, imagined, reconstruct(processor, real))
     assert {key: result[key] for key in expected} == expected
     assert result["seconds_per_frame"] > 0 and result["settings"]["start"] == 1
+    assert result["settings"]["checkpoint_fingerprint"] == "abc" and result["settings"]["commit"]
     assert json.loads((tmp_path / "imagined.json").read_text()) == result
     with av.open(arguments.output) as container:
         shapes = [(frame.height, frame.width) for frame in container.decode(video=0)]
