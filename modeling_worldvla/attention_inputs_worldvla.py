@@ -196,7 +196,7 @@ def _flex_mask(
     block_ids: torch.Tensor | None,
     samples: torch.Tensor | None,
 ) -> Any:
-    """Let transformers build flex attention's mask, with the action rule and the samples of packed rows."""
+    """Let transformers build flex attention's mask, with action rule, packed samples and padding."""
     device = hidden_states.device
     width = (len(hidden_states), key_length)
     blocks = torch.zeros(width, dtype=torch.long, device=device)
@@ -204,18 +204,22 @@ def _flex_mask(
         blocks[:, : block_ids.shape[1]] = block_ids.to(device)
     parts = torch.full(width, -1, device=device)
     parts[:, : key_length if samples is None else samples.shape[1]] = 0 if samples is None else samples
+    real = torch.ones(width, dtype=torch.bool, device=device)
+    if attention_mask is not None:
+        real[:, : attention_mask.shape[1]] = attention_mask.to(device) != 0
 
     def rule(batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
         query_id, key_id = blocks[batch_idx, q_idx], blocks[batch_idx, kv_idx]
         seen = (key_id == query_id) | (key_id == 0) | (query_id <= 0)
-        return seen & (parts[batch_idx, q_idx] == parts[batch_idx, kv_idx])
+        seen = seen & (parts[batch_idx, q_idx] == parts[batch_idx, kv_idx])
+        return seen & (real[batch_idx, kv_idx] | (q_idx == kv_idx))
 
     return create_causal_mask(
         config=config,
         inputs_embeds=hidden_states,
-        attention_mask=attention_mask,
+        attention_mask=None,  # padding is part of the rule: transformers would look at the values, and break a graph
         past_key_values=past_key_values,
-        and_mask_function=rule if block_ids is not None or samples is not None else None,
+        and_mask_function=rule,
     )
 
 

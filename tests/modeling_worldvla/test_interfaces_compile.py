@@ -164,7 +164,7 @@ def test_the_whole_model_with_labels():
 
 @pytest.mark.slow  # the C++ compiler takes most of a minute
 @torch.no_grad()
-@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_inductor(attention):
     model = tiny_model(hidden_size=64)
     model.set_attn_implementation(attention)
