@@ -45,7 +45,7 @@ class RecordedEpisode:
     """A successful episode; entry t of every array belongs to the moment before action t.
 
     Attributes:
-        seed (`int`): seed of its reset.
+        seed (`int`, *optional*): seed of its reset; None where it is not known.
         initial_state (`int`): number of its benchmark state, -1 for a random placement.
         actions (`np.ndarray` of shape `(T, 7)`): commands that were carried out.
         expert_actions (`np.ndarray` of shape `(T, 7)`): commands that the expert wanted; the same without variation.
@@ -53,9 +53,10 @@ class RecordedEpisode:
         robot (`dict`): the robot's observations, arrays `(T, ...)` under robosuite's names.
         pictures (`RecordedPictures`): what the cameras saw before actions 0, n, 2n, ...
         picture_stride (`int`): n.
+        attributes (`dict`): what else is noted in the attributes of the episode.
     """
 
-    seed: int
+    seed: int | None
     initial_state: int
     actions: np.ndarray
     expert_actions: np.ndarray
@@ -63,6 +64,7 @@ class RecordedEpisode:
     robot: dict[str, np.ndarray]
     pictures: RecordedPictures
     picture_stride: int = 1
+    attributes: dict[str, Any] = field(default_factory=dict)
 
 
 def write_episode(path: Path, episode: RecordedEpisode) -> None:
@@ -86,8 +88,10 @@ def _write_episode(path: Path, episode: RecordedEpisode) -> None:
         group = file.create_group("episode")
         group.attrs["num_samples"] = num_steps
         group.attrs["init_state"] = episode.states[0]
-        group.attrs["seed"] = episode.seed
+        if episode.seed is not None:
+            group.attrs["seed"] = episode.seed
         group.attrs["initial_state"] = episode.initial_state
+        group.attrs.update(episode.attributes)
         group["actions"] = episode.actions
         if not np.array_equal(episode.expert_actions, episode.actions):
             group["expert_actions"] = episode.expert_actions

@@ -10,6 +10,7 @@ from evaluation.arguments import ImagineArguments, ReconstructArguments, Rollout
 from evaluation.arguments import parse_arguments as parse_evaluation
 from evaluation.compare import CompareArguments
 from evaluation.record_demonstrations import RecordingArguments
+from evaluation.rerender import RerenderArguments
 from train.arguments import (
     DataArguments,
     ModelArguments,
@@ -27,6 +28,7 @@ CLASSES = {
     "train/pretokenize.py": [PretokenizeArguments],
     "train/run.py": [ModelArguments, DataArguments, WorldVLATrainingArguments],
     "evaluation/record_demonstrations.py": RecordingArguments,
+    "evaluation/rerender.py": RerenderArguments,
     "evaluation/run.py": RolloutArguments,
     "evaluation/compare.py": CompareArguments,
     "evaluation/imagine.py": ImagineArguments,
