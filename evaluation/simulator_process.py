@@ -223,7 +223,7 @@ class _Simulator:
         else:
             self.observation = self.policy.reset(env, initial_state=state, seed=job.seed)
             commands = self._act(self.policy.actions(env))
-        states, actions = [env.simulator_state()], []
+        states, actions = [env.simulator_state()], list[np.ndarray]()
         success = False
         while not success and len(actions) < job.step_limit:
             actions.append(next(commands))

@@ -22,16 +22,22 @@ class FakeEnv:
         folder: where mishaps are asked for (`ask_for`) and resets are noted.
         goal: by default drawn with the seed between 2 and 8.
         seconds_per_step: how long a step takes.
+        together: the first reset waits until so many processes have opened an environment.
     """
 
-    def __init__(self, suite, task_id, cameras, image_size, settling_steps, folder, goal=None, seconds_per_step=0.0):
+    def __init__(
+        self, suite, task_id, cameras, image_size, settling_steps, folder, goal=None, seconds_per_step=0.0, together=1
+    ):
         self.task = SimpleNamespace(suite=suite, task_id=task_id)
         self.cameras, self.image_size, self.settling_steps = cameras, image_size, settling_steps
         self.folder, self.fixed_goal, self.seconds_per_step = Path(folder), goal, seconds_per_step
+        self.together = together
         self._note("open")
 
     def reset(self, initial_state, seed):
         self.state, self.place = initial_state, 0.0
+        while len({process for process, _, _ in notes(self.folder)}) < self.together:
+            time.sleep(0.01)
         self._note(f"reset {initial_state} {seed}")
         self._mishap()
         drawn = float(np.random.default_rng([seed, self.task.task_id]).uniform(2, 8))
