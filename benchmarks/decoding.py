@@ -180,16 +180,17 @@ def compare_extra_tokens(model: Any, prompt: torch.Tensor, arguments: BenchmarkA
     config, length = model.config, prompt.shape[1]
     cache = DecodingCache(config, length + 64)
     head = model.lm_head.weight[config.image_token_id_start :][: config.num_image_tokens]
+    counts = [1, 2, 3, 5, 9, 17, 33]
+    tokens = prompt.repeat(1, -(-max(counts) // length))  # a prompt may be shorter than the longest step
 
     @torch.no_grad()
     def feed(start: int, count: int) -> None:
         slots = torch.arange(start, start + count)[None]
         cache.seek(slots, start, start + count)
         mask = torch.ones(1, count, start + count, dtype=torch.bool).tril(start)
-        torch.nn.functional.linear(model._extend(prompt[:, :count], mask, slots, cache), head)
+        torch.nn.functional.linear(model._extend(tokens[:, :count], mask, slots, cache), head)
 
     feed(0, length)
-    counts = [1, 2, 3, 5, 9, 17, 33]
     calls = [lambda count=count: [feed(length, count) for _ in range(10)] for count in counts]
     one, *times = (seconds / 10 for seconds in fastest(arguments.repetitions + 2, *calls))
     return [

@@ -22,8 +22,10 @@ def test_the_benchmark_decodes_the_same_tokens_in_every_way(tmp_path):
     assert [row["what"] for row in rows] == [
         *["chunk, decode only", "chunk, prefill"] * 2,
         *[f"next frame, draft {draft}" for draft in ("none", "last_frame", "jacobi")],
+        *[f"forward of 1 + {count} tokens" for count in (1, 2, 4, 8, 16, 32)],
     ]
-    assert all("100.0% of the" in row["result"] for row in rows if row["what"] != "chunk, prefill")
+    decoding = [row for row in rows if "decode only" in row["what"] or "next frame" in row["what"]]
+    assert len(decoding) == 5 and all("100.0% of the" in row["result"] for row in decoding)
     assert all(row["ratio"] > 0 for row in rows) and results["threads"] == 1
     table = [line for line in done.stdout.splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(rows) and all(line.count("|") == 8 for line in table)
