@@ -11,15 +11,11 @@ from evaluation.arguments import parse_arguments as parse_evaluation
 from evaluation.compare import CompareArguments
 from evaluation.record_demonstrations import RecordingArguments
 from evaluation.rerender import RerenderArguments
-from train.arguments import (
-    DataArguments,
-    ModelArguments,
-    PretokenizeArguments,
-    VQGANArguments,
-    WorldVLATrainingArguments,
-    parse_arguments,
-)
+from train.argument_parsing import parse_arguments
+from train.arguments import DataArguments, ModelArguments, WorldVLATrainingArguments
+from train.pretokenize_arguments import PretokenizeArguments
 from train.run_perceptual import PerceptualArguments
+from train.vqgan_arguments import VQGANArguments
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = {

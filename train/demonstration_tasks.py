@@ -18,7 +18,7 @@ from tokenization.demonstrations import (
     read_demonstrations,
 )
 from tokenization.noops import drop_noops
-from train.arguments import PretokenizeArguments
+from train.pretokenize_arguments import PretokenizeArguments
 
 EPISODES_PER_SHARD = 50  # as many as LIBERO's files hold
 

@@ -34,10 +34,11 @@ from tokenization import (
 from tokenization.choices_worldvla import require_choice
 from tokenization.demonstrations import ACTION_DIM, Demonstration
 from tokenization.vqgan_worldvla import stride_of
-from train.arguments import PretokenizeArguments, parse_arguments
+from train.argument_parsing import parse_arguments
 from train.atomic_files import new_folder, write_json
 from train.demonstration_tasks import DemonstrationTask, open_tasks
 from train.episodes import DATA_CARD, EPISODES, PROCESSOR
+from train.pretokenize_arguments import PretokenizeArguments
 
 logger = logging.getLogger("worldvla.pretokenize")
 

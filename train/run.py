@@ -21,7 +21,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_worldvla import WorldVLAConfig, WorldVLAForCausalLM
 from tokenization import WorldVLAProcessor
-from train.arguments import DataArguments, ModelArguments, WorldVLATrainingArguments, parse_arguments
+from train.argument_parsing import parse_arguments
+from train.arguments import DataArguments, ModelArguments, WorldVLATrainingArguments
 from train.atomic_files import write_json
 from train.collation import WorldVLACollator
 from train.episodes import DATA_CARD, PROCESSOR, SampleDataset, TokenizedEpisodes, WindowOptions

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from train.arguments import parse_arguments, require_positive, require_share
+from train.argument_parsing import parse_arguments, require_positive, require_share
 from train.atomic_files import write_json
 from train.frame_cache import LABELS, FrameSources, gather
 from train.frames import FrameArray, draw_batches

@@ -24,10 +24,11 @@ from diffusers import VQModel
 
 from tokenization import vq_model_config
 from tokenization.vqgan_worldvla import VQ_MODEL_FOLDER, load_vq_model, stride_of
-from train.arguments import VQGANArguments, parse_arguments, parse_region_weights
+from train.argument_parsing import parse_arguments
 from train.atomic_files import new_folder, write_json
 from train.frame_cache import FrameSources
 from train.frames import FrameArray
+from train.vqgan_arguments import VQGANArguments, parse_region_weights
 from train.vqgan_checkpoints import SETTINGS, check_settings, last_checkpoint
 from train.vqgan_reports import require_tracker
 from train.vqgan_trainer import VQGANTrainer

@@ -11,10 +11,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from train.arguments import VQGANArguments
 from train.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss
 from train.frames import FrameBatch
 from train.perceptual import make_perceptual_distance
+from train.vqgan_arguments import VQGANArguments
 from train.vqgan_losses import codebook_loss, pixel_weights, reconstruction_loss, region_loss
 
 logger = logging.getLogger("worldvla.vqgan")

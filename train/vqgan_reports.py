@@ -9,7 +9,7 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
-from train.arguments import VQGANArguments
+from train.vqgan_arguments import VQGANArguments
 
 LOG = "log.jsonl"
 PICTURES = "reconstructions"

@@ -17,9 +17,9 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from train.arguments import VQGANArguments
 from train.codebook import CodebookUsage
 from train.frames import FrameArray, FrameBatch, draw_batches
+from train.vqgan_arguments import VQGANArguments
 from train.vqgan_checkpoints import last_checkpoint, save_checkpoint
 from train.vqgan_judgement import draw_pairs, judge, spread
 from train.vqgan_losses import psnr_per_picture

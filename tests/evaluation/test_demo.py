@@ -20,14 +20,10 @@ from evaluation.demo import (
     write_report,
 )
 from evaluation.record_demonstrations import RecordingArguments
-from train.arguments import (
-    DataArguments,
-    ModelArguments,
-    PretokenizeArguments,
-    VQGANArguments,
-    WorldVLATrainingArguments,
-)
-from train.arguments import parse_arguments as parse_training
+from train.argument_parsing import parse_arguments as parse_training
+from train.arguments import DataArguments, ModelArguments, WorldVLATrainingArguments
+from train.pretokenize_arguments import PretokenizeArguments
+from train.vqgan_arguments import VQGANArguments
 
 
 @pytest.fixture

@@ -1,13 +1,9 @@
 import pytest
 
-from train.arguments import (
-    DataArguments,
-    ModelArguments,
-    PretokenizeArguments,
-    VQGANArguments,
-    WorldVLATrainingArguments,
-    parse_arguments,
-)
+from train.argument_parsing import parse_arguments
+from train.arguments import DataArguments, ModelArguments, WorldVLATrainingArguments
+from train.pretokenize_arguments import PretokenizeArguments
+from train.vqgan_arguments import VQGANArguments
 
 CLASSES = [ModelArguments, DataArguments, WorldVLATrainingArguments]
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from train.arguments import VQGANArguments
 from train.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss
 from train.frames import FrameBatch
+from train.vqgan_arguments import VQGANArguments
 from train.vqgan_losses import reconstruction_loss
 from train.vqgan_objective import Adversary, VQGANObjective
 

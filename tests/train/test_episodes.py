@@ -2,9 +2,9 @@ import datasets
 import numpy as np
 import pytest
 
-from train.arguments import PretokenizeArguments
 from train.episodes import SampleDataset, TokenizedEpisodes, WindowOptions, list_windows
 from train.pretokenize import assign_splits
+from train.pretokenize_arguments import PretokenizeArguments
 
 
 def options(**changes):

@@ -8,9 +8,9 @@ import pytest
 
 import train.pretokenize
 from tokenization.demonstrations import Demonstration
-from train.arguments import PretokenizeArguments
 from train.demonstration_tasks import DemonstrationTask
 from train.pretokenize import build_processor, describe, main
+from train.pretokenize_arguments import PretokenizeArguments
 
 from ..conftest import DATASET
 

@@ -10,9 +10,9 @@ import tokenization
 import train.demonstration_tasks
 import train.pretokenize
 from tokenization.demonstrations import read_demonstrations
-from train.arguments import PretokenizeArguments
 from train.demonstration_tasks import open_tasks
 from train.episodes import TokenizedEpisodes
+from train.pretokenize_arguments import PretokenizeArguments
 
 from ..conftest import DATASET
 from ..made_up_lerobot import AGENTVIEW, LENGTHS, TASKS, write_data_set

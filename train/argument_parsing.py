@@ -1,0 +1,103 @@
+"""Flags and YAML recipes to dataclasses, and the checks that options share.
+
+`run.py [recipe.yaml] [--flags]`: flags beat the recipe, the recipe beats the defaults, an unknown key is an error.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from tokenization.choices_worldvla import require_choice
+
+
+def require_positive(arguments: Any, *names: str) -> None:
+    """Refuse options that must be larger than zero and are not.
+
+    Args:
+        arguments (`Any`): the dataclass that holds the options.
+        *names (`str`): the fields to check.
+
+    Raises:
+        ValueError: names the first offending option and its value.
+    """
+    for name in names:
+        if getattr(arguments, name) <= 0:
+            raise ValueError(f"`--{name}` must be larger than 0, got {getattr(arguments, name)}.")
+
+
+def require_not_negative(arguments: Any, *names: str) -> None:
+    """Refuse options that must not lie below zero and do.
+
+    Args:
+        arguments (`Any`): the dataclass that holds the options.
+        *names (`str`): the fields to check.
+
+    Raises:
+        ValueError: names the first offending option and its value.
+    """
+    for name in names:
+        if getattr(arguments, name) < 0:
+            raise ValueError(f"`--{name}` must not be negative, got {getattr(arguments, name)}.")
+
+
+def require_share(arguments: Any, *names: str) -> None:
+    """Refuse options that must lie in [0, 1) and do not.
+
+    Args:
+        arguments (`Any`): the dataclass that holds the options.
+        *names (`str`): the fields to check.
+
+    Raises:
+        ValueError: names the first offending option and its value.
+    """
+    for name in names:
+        if not 0 <= getattr(arguments, name) < 1:
+            raise ValueError(f"`--{name}` must lie in [0, 1), got {getattr(arguments, name)}.")
+
+
+def parse_arguments(argument_classes: Sequence[Any], argv: Sequence[str]) -> tuple[Any, ...]:
+    """Read `[recipe.yaml] [--flags]` into dataclasses.
+
+    Args:
+        argument_classes (`Sequence[type]`): the dataclasses to fill.
+        argv (`Sequence[str]`): the command line without the program's name.
+
+    Returns:
+        `tuple`: one filled dataclass per class, in order.
+
+    Raises:
+        ValueError: for an unknown key or flag (names the nearest one), a recipe that is not a mapping, a bad value.
+        FileNotFoundError: if the recipe does not exist.
+    """
+    known = sorted({f.name for cls in argument_classes for f in fields(cls) if f.init})
+    argv = list(argv)
+    recipe = _read_recipe(Path(argv.pop(0)), known) if argv and not argv[0].startswith("-") else []
+    parser = HfArgumentParser(argument_classes)
+    *parsed, unknown = parser.parse_args_into_dataclasses(recipe + argv, return_remaining_strings=True)
+    for flag in unknown:
+        if flag.startswith("--"):
+            require_choice("flag", flag[2:].split("=")[0], known)
+        raise ValueError(f"Unexpected argument `{flag}`. Options are written `--name value`; a recipe comes first.")
+    return tuple(parsed)
+
+
+def _read_recipe(path: Path, known: Sequence[str]) -> list[str]:
+    """Turn a YAML recipe into flags, so that flags that come later beat it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"No recipe at `{path}`. Give the path of a YAML file, or flags alone.")
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(content, dict):
+        raise ValueError(f"Recipe `{path}` must be a mapping of option: value, got {type(content).__name__}.")
+    flags: list[str] = []
+    for key, value in content.items():
+        require_choice(f"key in recipe `{path}`:", str(key), known)
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        flags += [f"--{key}", *map(str, values)]
+    return flags
