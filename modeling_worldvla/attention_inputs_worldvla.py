@@ -87,7 +87,10 @@ def prepare_mask(
     Raises:
         ValueError: if a mask has the wrong form or length, the cache is full, or the action rule cannot be derived.
     """
-    if attention_mask is not None and attention_mask.ndim == 4:
+    finished = attention_mask is not None and attention_mask.ndim == 4
+    if config._attn_implementation == "flex_attention" and hidden_states.device.type == "cpu":
+        _check_flex_on_cpu(finished, past_key_values)
+    if attention_mask is not None and finished:
         return _checked_finished_mask(attention_mask, hidden_states.dtype)
     if attention_mask is not None and attention_mask.ndim != 2:
         raise ValueError(
@@ -112,6 +115,15 @@ def prepare_mask(
         return None
     mask = combine_masks(block_ids, attention_mask, length, key_length, offset, device, sequence_ids)
     return to_additive(mask[:, None], hidden_states.dtype)
+
+
+def _check_flex_on_cpu(finished_mask: bool, past_key_values: Cache | None) -> None:
+    """Refuse what PyTorch's flex attention ends the process with on a CPU."""
+    if finished_mask or (past_key_values is not None and _may_be_filled(past_key_values)):
+        raise ValueError(
+            "Flex attention runs whole sequences on a CPU; cached steps (all of decoding) and masks of four axes crash "
+            "in it there. Call `model.set_attn_implementation('sdpa')`, or move the model to a GPU."
+        )
 
 
 def _known_length(past_key_values: Cache | None) -> int:

@@ -29,6 +29,18 @@ def test_eager_equals_sdpa_equals_flex(uncompiled_flex, seed):
 
 
 @torch.no_grad()
+def test_flex_attention_refuses_to_decode_on_a_cpu():
+    """PyTorch would end the process."""
+    model = tiny_model(0, hidden_size=64)
+    model.set_attn_implementation("flex_attention")
+    ids = torch.tensor([Writer(0).policy(3, 0)[0]])
+    with pytest.raises(ValueError, match=r"set_attn_implementation\('sdpa'\)"):
+        model.predict_action_chunk(ids, chunk_size=2)
+    with pytest.raises(ValueError, match="masks of four axes"):
+        model(ids, attention_mask=torch.ones(1, 1, ids.shape[1], ids.shape[1], dtype=torch.bool).tril())
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_cached_equals_uncached(seed, attention):
