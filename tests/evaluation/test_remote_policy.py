@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -497,3 +498,18 @@ def test_chunks_may_be_plain_lists():
 def test_the_state_travels_with_the_frames():
     observation = read_observation({"agentview": FRAME, "state": encode_array(np.arange(8.0))})
     assert observation["state"].tolist() == list(range(8))
+
+
+def test_the_server_of_the_docs_can_be_asked():
+    text = (Path(__file__).parents[2] / "docs" / "remote_policies.md").read_text("utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    names = {"__name__": "my_server"}
+    exec(compile(code, "remote_policies.md", "exec"), names)
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), names["Handler"])) as server:
+        policy = RemotePolicy(f"http://127.0.0.1:{server.server_address[1]}")
+        assert (policy.name, policy.cameras, policy.n_obs_steps) == ("my-model", ("agentview",), 1)
+        policy.begin("a", TASK)
+        for hand in (-1, 1):
+            (chunk,) = policy.predict_chunks([ChunkRequest("a", grey(7))])
+            assert chunk.tolist() == [[0.0] * 6 + [hand]] * 5
+        policy.end("a")
