@@ -59,6 +59,6 @@ def make_model(processor):
             "max_position_embeddings": 128,
             "world_model_loss_weight": 0.3,
         }
-        return WorldVLAForCausalLM(WorldVLAConfig(**processor.model_config(), **(sizes | changes)))
+        return WorldVLAForCausalLM(WorldVLAConfig(**(processor.model_config() | sizes | changes)))
 
     return make

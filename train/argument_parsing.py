@@ -26,7 +26,7 @@ def require_positive(arguments: Any, *names: str) -> None:
         ValueError: names the first offending option and its value.
     """
     for name in names:
-        if getattr(arguments, name) <= 0:
+        if not getattr(arguments, name) > 0:  # so that NaN is refused too
             raise ValueError(f"`--{name}` must be larger than 0, got {getattr(arguments, name)}.")
 
 
@@ -41,7 +41,7 @@ def require_not_negative(arguments: Any, *names: str) -> None:
         ValueError: names the first offending option and its value.
     """
     for name in names:
-        if getattr(arguments, name) < 0:
+        if not getattr(arguments, name) >= 0:
             raise ValueError(f"`--{name}` must not be negative, got {getattr(arguments, name)}.")
 
 

@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from tokenization.choices_worldvla import require_choice
-from train.argument_parsing import require_positive
+from train.argument_parsing import require_not_negative, require_positive, require_share
+from train.learning_rates import require_schedule
+
+LORA_OPTIONS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 
 
 @dataclass
@@ -14,6 +17,16 @@ class ModelArguments:
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Checkpoint folder or Hub id to start from; without it, random weights."}
+    )
+    dtype: str = field(
+        default="float32", metadata={"help": "Of a checkpoint's weights: float32, or bfloat16 where they are frozen."}
+    )
+    lora_rank: int = field(default=0, metadata={"help": "Train low-rank adapters of this rank; 0: all weights."})
+    lora_alpha: int = field(default=32, metadata={"help": "Adapters count by this over their rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters."})
+    lora_targets: list[str] = field(
+        default_factory=lambda: ["all-linear"],
+        metadata={"help": "Layers with adapters: all-linear (every one but the head), or names such as q_proj."},
     )
     hidden_size: int = field(default=256, metadata={"help": "Width of a new model."})
     intermediate_size: int = field(default=704, metadata={"help": "Width of the MLP of a new model."})
@@ -40,9 +53,16 @@ class ModelArguments:
         """Check every option before anything is loaded."""
         require_positive(self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         require_choice("form of the loss", self.loss_form, ["paper", "official"])
-        for name in ("world_model_loss_weight", "z_loss_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`--{name}` must not be negative, got {getattr(self, name)}.")
+        require_not_negative(self, "world_model_loss_weight", "z_loss_weight", "lora_rank")
+        require_share(self, "attention_dropout", "lora_dropout")
+        require_choice("dtype", self.dtype, ["float32", "bfloat16"])
+        if self.lora_rank and self.model_name_or_path is None:
+            raise ValueError("`--lora_rank` adapts an existing model: give one as `--model_name_or_path`.")
+        if self.dtype != "float32" and not self.lora_rank:
+            raise ValueError(
+                f"`--dtype {self.dtype}` would round small updates of the weights away. Keep float32 and compute in "
+                "bfloat16 with `--bf16 true`, or train adapters with `--lora_rank`."
+            )
 
 
 @dataclass
@@ -50,6 +70,12 @@ class DataArguments:
     """Which samples are drawn from a pretokenized data set."""
 
     tokens: str = field(metadata={"help": "Folder written by train/pretokenize.py."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Data set that the tokens must hold; others are refused. By default any."}
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the square images, in pixels, that the tokens must come from."}
+    )
     n_obs_steps: int = field(default=2, metadata={"help": "M: frames that a policy sample shows."})
     chunk_size: int = field(default=5, metadata={"help": "K: actions that a policy sample asks for."})
     world_model_history: int = field(
@@ -84,10 +110,23 @@ class WorldVLATrainingArguments(TrainingArguments):
     max_grad_norm: float = field(default=4.0, metadata={"help": "Gradient clipping."})
     report_to: str = field(default="none", metadata={"help": "Trackers: tensorboard, wandb, trackio or none."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept."})
+    ema_decay: float = field(
+        default=0.0,
+        metadata={"help": "Decay of an average of the weights, which is evaluated and exported; 0: none is kept."},
+    )
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "A resumed run counts on, for instance the patience of early stopping."}
+    )
+    hub_strategy: str = field(default="end", metadata={"help": "With --push_to_hub: upload when training ends."})
 
     def __post_init__(self) -> None:
         """Check every option before anything is loaded."""
         super().__post_init__()
+        require_share(self, "ema_decay")
+        if self.save_only_model:
+            raise ValueError("`--save_only_model` makes checkpoints that no run can go on from. Leave it out.")
+        require_positive(self, "learning_rate")
+        require_schedule(self)
         if self.label_smoothing_factor:
             raise ValueError(
                 f"`--label_smoothing_factor {self.label_smoothing_factor}` would replace the two-role loss by the "

@@ -19,90 +19,17 @@ if __package__ in (None, ""):  # run as a script: import from the checkout, not 
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from modeling_worldvla import WorldVLAConfig, WorldVLAForCausalLM
+from modeling_worldvla import WorldVLAForCausalLM
 from tokenization import WorldVLAProcessor
 from train.argument_parsing import parse_arguments
 from train.arguments import DataArguments, ModelArguments, WorldVLATrainingArguments
 from train.atomic_files import write_json
 from train.collation import WorldVLACollator
-from train.episodes import DATA_CARD, PROCESSOR, SampleDataset, TokenizedEpisodes, WindowOptions
+from train.episodes import DATA_CARD, SampleDataset, TokenizedEpisodes, WindowOptions
+from train.initialization import build_model, load_processor, require_same_data, require_wanted_data
 from train.trainer import WorldVLATrainer
 
 logger = logging.getLogger("worldvla.train")
-
-# Options of ModelArguments that a checkpoint keeps its own value for.
-SIZES = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-    "swin_norm",
-)
-
-
-def load_processor(episodes: TokenizedEpisodes) -> WorldVLAProcessor:
-    """Load the processor that made the tokens, and check that it still does.
-
-    Args:
-        episodes (`TokenizedEpisodes`): the data set.
-
-    Returns:
-        `WorldVLAProcessor`: from the data set's own folder.
-
-    Raises:
-        ValueError: if the VQ-GAN beside the tokens is not the one that made them.
-    """
-    processor = WorldVLAProcessor.from_pretrained(episodes.folder / PROCESSOR)
-    made_by, found = episodes.card["image_token_hash"], processor.image_token_hash()
-    if made_by != found:
-        raise ValueError(
-            f"The tokens in `{episodes.folder}` were made by another VQ-GAN ({made_by[:12]}) than the processor's "
-            f"({found[:12]}). Run train/pretokenize.py again into a new folder."
-        )
-    return processor
-
-
-def build_model(
-    model_arguments: ModelArguments, data_arguments: DataArguments, processor: WorldVLAProcessor
-) -> WorldVLAForCausalLM:
-    """Make a new model for the processor's vocabulary, or load a checkpoint.
-
-    Args:
-        model_arguments (`ModelArguments`): sizes and loss weights, or the checkpoint.
-        data_arguments (`DataArguments`): M, K and the history, which the config remembers.
-        processor (`WorldVLAProcessor`): gives every token id.
-
-    Returns:
-        `WorldVLAForCausalLM`: ready to train.
-
-    Raises:
-        ValueError: if a checkpoint has other token ids than the processor that made the tokens.
-    """
-    options = {f.name: getattr(model_arguments, f.name) for f in fields(model_arguments)}
-    path = options.pop("model_name_or_path")
-    options |= {name: getattr(data_arguments, name) for name in ("n_obs_steps", "chunk_size", "world_model_history")}
-    ids = processor.model_config()
-    if path is None:
-        return WorldVLAForCausalLM(
-            WorldVLAConfig(**ids, **options, num_key_value_heads=model_arguments.num_attention_heads)
-        )
-    model = WorldVLAForCausalLM.from_pretrained(
-        path, **{name: value for name, value in options.items() if name not in SIZES}
-    )
-    if model.config.derived_from is None and not Path(path).is_dir():
-        model.config.derived_from = path  # the model card names it, and its licence
-    different = [
-        f"{name}: {getattr(model.config, name)} != {value}"
-        for name, value in ids.items()
-        if getattr(model.config, name) != value
-    ]
-    if different:
-        raise ValueError(
-            f"Checkpoint `{path}` uses other token ids than the processor of the tokens ({'; '.join(different)}). "
-            "Tokenize the demonstrations again with `--processor` set to that checkpoint."
-        )
-    return model
 
 
 def build_datasets(
@@ -164,6 +91,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     set_seed(training_arguments.seed)
     episodes = TokenizedEpisodes.load(data_arguments.tokens)
     processor = load_processor(episodes)
+    require_wanted_data(data_arguments, episodes, processor)
+    if model_arguments.model_name_or_path is not None:
+        require_same_data(model_arguments.model_name_or_path, episodes, processor)
     model = build_model(model_arguments, data_arguments, processor)
     samples = build_datasets(episodes, data_arguments, processor, training_arguments.seed)
     logger.info("%.1fM parameters, %d training samples", model.num_parameters() / 1e6, len(samples["train"]))
