@@ -7,7 +7,9 @@ from transformers import TrainingArguments
 from tokenization.choices_worldvla import require_choice
 from train.argument_parsing import require_not_negative, require_positive, require_share
 from train.learning_rates import require_schedule
+from train.scores import greater_is_better
 
+STOPS = ("max_loss_ratio", "early_stopping_patience")
 LORA_OPTIONS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 
 
@@ -89,11 +91,17 @@ class DataArguments:
     world_model_ratio: float = field(
         default=1.0, metadata={"help": "World-model samples per policy sample and epoch (paper: 1)."}
     )
+    packing: bool = field(
+        default=False, metadata={"help": "Put the samples of a micro-batch into shared rows instead of padding each."}
+    )
+    packed_length: int = field(default=4096, metadata={"help": "Most tokens of a packed row."})
 
     def __post_init__(self) -> None:
         """Check every option before anything is loaded."""
         require_choice("tail", self.tail, ["shorten", "drop"])
-        require_positive(self, "n_obs_steps", "chunk_size", "world_model_history", "world_model_ratio")
+        require_positive(
+            self, "n_obs_steps", "chunk_size", "world_model_history", "world_model_ratio", "packed_length"
+        )
         if not (self.policy_samples or self.world_model_samples):
             raise ValueError("Nothing to train: both `--policy_samples` and `--world_model_samples` are off.")
 
@@ -108,6 +116,16 @@ class WorldVLATrainingArguments(TrainingArguments):
     weight_decay: float = field(default=0.1, metadata={"help": "AdamW weight decay."})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW beta2."})
     max_grad_norm: float = field(default=4.0, metadata={"help": "Gradient clipping."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Leave losses that are no numbers out of the log; they end training anyway."}
+    )
+    max_loss_ratio: float | None = field(
+        default=None,
+        metadata={"help": "Stop before a step whose loss exceeds the median of the last 100 so many times."},
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop when --metric_for_best_model was not better for so many evaluations."}
+    )
     report_to: str = field(default="none", metadata={"help": "Trackers: tensorboard, wandb, trackio or none."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept."})
     ema_decay: float = field(
@@ -121,10 +139,23 @@ class WorldVLATrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Check every option before anything is loaded."""
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            self.greater_is_better = greater_is_better(self.metric_for_best_model)
         super().__post_init__()
         require_share(self, "ema_decay")
+        require_positive(self, *(name for name in STOPS if getattr(self, name) is not None))
+        if self.early_stopping_patience and (self.metric_for_best_model is None or self.eval_strategy == "no"):
+            raise ValueError(
+                "`--early_stopping_patience` waits for a metric of evaluations, got none. Give "
+                "`--metric_for_best_model eval_val_ind_loss_action`, say, and `--eval_strategy steps`."
+            )
         if self.save_only_model:
             raise ValueError("`--save_only_model` makes checkpoints that no run can go on from. Leave it out.")
+        if self.train_sampling_strategy == "group_by_length":
+            raise ValueError(
+                "`--train_sampling_strategy group_by_length` builds every sample to measure it, and a resumed run "
+                "sees another order. Spare the padding with `--packing true` instead."
+            )
         require_positive(self, "learning_rate")
         require_schedule(self)
         if self.label_smoothing_factor:

@@ -1,0 +1,93 @@
+"""Batches without padding: the samples of a micro-batch share rows, and do not see each other.
+
+Packing changes which tokens lie side by side and nothing else: a micro-batch holds the same samples as without it, in
+whatever number of rows they fill, and the loss is normalised over the samples of the step.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from modeling_worldvla import pack_samples
+from modeling_worldvla.loss_worldvla import IGNORED_LABEL
+from train.collation import WorldVLACollator
+
+
+class PackingCollator:
+    """Packs training samples of both roles into rows of one length.
+
+    Args:
+        config (`WorldVLAConfig`): for the padding, and to find the action blocks.
+        packed_length (`int`): most tokens of a row; shorter where the fullest row of a batch is.
+
+    References:
+        `pack_samples`; docs/model.md#packed-rows.
+    """
+
+    def __init__(self, config: Any, packed_length: int) -> None:
+        self.config = config
+        self.packed_length = packed_length
+
+    def __call__(self, samples: Sequence[dict[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
+        """Pack.
+
+        Args:
+            samples (`Sequence[dict]`): each with `input_ids` and `labels` of one length.
+
+        Returns:
+            `dict` of LongTensors `(B, L)`: `input_ids`, `labels`, `sequence_ids`, `position_ids`, `action_block_ids`.
+
+        Raises:
+            ValueError: if a sample is longer than a row.
+        """
+        longest = max(len(sample["input_ids"]) for sample in samples)
+        if longest > self.packed_length:
+            raise ValueError(
+                f"A sample has {longest} tokens, more than a packed row of {self.packed_length}. Raise "
+                f"`--packed_length` to {longest} or more."
+            )
+        packed = pack_samples(samples, self.packed_length, self.config)
+        used = int(packed["sequence_ids"].bool().sum(1).max())
+        return {name: values[:, :used] for name, values in packed.items()}
+
+
+def choose_collator(arguments: Any, config: Any) -> "PackingCollator | WorldVLACollator":
+    """Pick how samples become batches.
+
+    Args:
+        arguments (`DataArguments`): `packing` and `packed_length`.
+        config (`WorldVLAConfig`): token ids.
+
+    Returns:
+        a collator: with padding, or packing.
+    """
+    if arguments.packing:
+        return PackingCollator(config, arguments.packed_length)
+    return WorldVLACollator(config.pad_token_id)
+
+
+class BlankPaddedDataset(Dataset):
+    """A data set with samples at its end that nothing is learned from, so that its length divides evenly.
+
+    Without them, several processes would fill their last batch with samples that were there already, and an evaluation
+    would count those twice.
+
+    Args:
+        dataset (`Dataset`): of samples with `input_ids` and `labels`.
+        multiple (`int`): what the length is rounded up to a multiple of.
+        pad_token_id (`int`): the one token of a blank sample.
+    """
+
+    def __init__(self, dataset: Any, multiple: int, pad_token_id: int) -> None:
+        self.dataset = dataset
+        self.blank = {"input_ids": [pad_token_id], "labels": [IGNORED_LABEL]}
+        self.length = -(-len(dataset) // multiple) * multiple
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Give a sample, or a blank one."""
+        return self.dataset[index] if index < len(self.dataset) else dict(self.blank)
