@@ -24,9 +24,10 @@ from tokenization import WorldVLAProcessor
 from train.argument_parsing import parse_arguments
 from train.arguments import DataArguments, ModelArguments, WorldVLATrainingArguments
 from train.atomic_files import write_json
-from train.collation import WorldVLACollator
 from train.episodes import DATA_CARD, SampleDataset, TokenizedEpisodes, WindowOptions
 from train.initialization import build_model, load_processor, require_same_data, require_wanted_data
+from train.packing import choose_collator
+from train.scores import action_bin_values
 from train.trainer import WorldVLATrainer
 
 logger = logging.getLogger("worldvla.train")
@@ -103,7 +104,9 @@ def main(argv: list[str]) -> dict[str, Any]:
         args=training_arguments,
         train_dataset=samples["train"],
         eval_dataset=held_out or None,
-        data_collator=WorldVLACollator(model.config.pad_token_id),
+        data_collator=choose_collator(data_arguments, model.config),
+        bin_values=action_bin_values(processor, episodes.card["dataset_name"]),
+        clipped_by_split=episodes.card.get("clipped_by_split"),
     )
     trainer.train(resume_from_checkpoint=has_checkpoint(Path(training_arguments.output_dir)))
     metrics = trainer.evaluate() if held_out else {}
