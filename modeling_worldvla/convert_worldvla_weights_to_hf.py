@@ -16,8 +16,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from .command_line import parse_command_line
 from .configuration_worldvla import WorldVLAConfig
 from .convert_official_checkpoint import (
+    OFFICIAL_REPOSITORY,
     OfficialWeights,
     build_config,
     check_weights,
@@ -79,11 +81,18 @@ class ConvertWeightsArguments:
             _require_hub(self.push_to_hub)
 
 
-def convert_checkpoint(arguments: ConvertWeightsArguments) -> Path:
+def convert_checkpoint(
+    arguments: ConvertWeightsArguments,
+    derived_from: str = OFFICIAL_REPOSITORY,
+    change: Callable[[str, torch.Tensor, WorldVLAConfig], torch.Tensor] | None = None,
+) -> Path:
     """Read an official checkpoint and write one folder, whole or not at all.
 
     Args:
         arguments (`ConvertWeightsArguments`): all options.
+        derived_from (`str`): Hub id that config and model card name as the origin.
+        change (`Callable`, *optional*): gives what is written for a weight, from its name, itself and the config; it
+            must not change the weight in place.
 
     Returns:
         `Path`: the folder.
@@ -101,6 +110,7 @@ def convert_checkpoint(arguments: ConvertWeightsArguments) -> Path:
     sizes = read_official_sizes(checkpoint)
     sizes["chunk_size"] = arguments.chunk_size or sizes.get("chunk_size") or _by_folder(checkpoint, CHUNK_SIZES, 5)
     config = build_config(sizes, checkpoint)
+    config.derived_from = derived_from
     with torch.device("meta"):
         model = WorldVLAForCausalLM(config)
     shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
@@ -111,7 +121,7 @@ def convert_checkpoint(arguments: ConvertWeightsArguments) -> Path:
         write_processor(arguments, image_size, config, temporary)
         require_same_ids(config, temporary)
         write_model_code(model, weights.dtype, temporary)
-        write_model_weights(weights, shapes, temporary)
+        write_model_weights(weights, shapes, temporary, partial(change, config=config) if change else None)
         write_model_card(temporary, name=output.name)
         temporary.chmod(0o755)  # mkdtemp makes folders for one user only
         temporary.rename(output)
@@ -194,13 +204,19 @@ def write_model_code(model: WorldVLAForCausalLM, dtype: torch.dtype, folder: Pat
     model.generation_config.save_pretrained(folder)
 
 
-def write_model_weights(weights: OfficialWeights, shapes: dict[str, tuple[int, ...]], folder: Path) -> None:
+def write_model_weights(
+    weights: OfficialWeights,
+    shapes: dict[str, tuple[int, ...]],
+    folder: Path,
+    change: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
+) -> None:
     """Copy the weights shard by shard into safetensors, with an index where there are several.
 
     Args:
         weights (`OfficialWeights`): where they lie.
         shapes (`dict`): name to shape of the model's weights.
         folder (`Path`): gets the files.
+        change (`Callable`, *optional*): gives what is written for a weight, from its name and itself.
 
     Raises:
         ValueError: if a weight is not finite, or q/k-norms have another form.
@@ -212,9 +228,9 @@ def write_model_weights(weights: OfficialWeights, shapes: dict[str, tuple[int, .
         name = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
         logger.info("%s -> %s (%d of %d)", shard.path, name, number, count)
         tensors = open_shard(shard.path)
-        num_bytes += write_weights(
-            folder / name, {key: fold_heads(key, tensors[key], shapes[key]) for key in shard.names}
-        )
+        folded = {key: fold_heads(key, tensors[key], shapes[key]) for key in shard.names}
+        written = folded if change is None else {key: change(key, weight) for key, weight in folded.items()}
+        num_bytes += write_weights(folder / name, written)
         weight_map |= dict.fromkeys(shard.names, name)
     if count > 1:
         index = {"metadata": {"total_size": num_bytes}, "weight_map": dict(sorted(weight_map.items()))}
