@@ -20,7 +20,8 @@ class PackingCollator:
 
     Args:
         config (`WorldVLAConfig`): for the padding, and to find the action blocks.
-        packed_length (`int`): most tokens of a row; shorter where the fullest row of a batch is.
+        packed_length (`int`): most tokens of a row. Rows are as much shorter as the samples allow without one row more:
+            eight samples of 620 tokens take two rows of 2480, not one of 4096 and a rest.
 
     References:
         `pack_samples`; docs/model.md#packed-rows.
@@ -42,15 +43,45 @@ class PackingCollator:
         Raises:
             ValueError: if a sample is longer than a row.
         """
-        longest = max(len(sample["input_ids"]) for sample in samples)
-        if longest > self.packed_length:
+        lengths = [len(sample["input_ids"]) for sample in samples]
+        if max(lengths) > self.packed_length:
             raise ValueError(
-                f"A sample has {longest} tokens, more than a packed row of {self.packed_length}. Raise "
-                f"`--packed_length` to {longest} or more."
+                f"A sample has {max(lengths)} tokens, more than a packed row of {self.packed_length}. Raise "
+                f"`--packed_length` to {max(lengths)} or more."
             )
-        packed = pack_samples(samples, self.packed_length, self.config)
-        used = int(packed["sequence_ids"].bool().sum(1).max())
-        return {name: values[:, :used] for name, values in packed.items()}
+        return pack_samples(samples, shortest_rows(lengths, self.packed_length), self.config)
+
+
+def shortest_rows(lengths: Sequence[int], most: int) -> int:
+    """Find the shortest rows that hold samples in no more rows than the longest allowed ones.
+
+    Args:
+        lengths (`Sequence[int]`): tokens of each sample, none above `most`.
+        most (`int`): tokens of the longest allowed row.
+
+    Returns:
+        `int`: tokens of a row.
+    """
+    fewest, short, long = _count_rows(lengths, most), max(lengths), min(most, sum(lengths))
+    while short < long:
+        middle = (short + long) // 2
+        if _count_rows(lengths, middle) <= fewest:
+            long = middle
+        else:
+            short = middle + 1
+    return long
+
+
+def _count_rows(lengths: Sequence[int], row_length: int) -> int:
+    """Rows that samples take, longest first, each in the first row with room, as `pack_samples` fills them."""
+    room: list[int] = []
+    for length in sorted(lengths, reverse=True):
+        row = next((row for row, left in enumerate(room) if left >= length), None)
+        if row is None:
+            room.append(row_length - length)
+        else:
+            room[row] -= length
+    return len(room)
 
 
 def choose_collator(arguments: Any, config: Any) -> "PackingCollator | WorldVLACollator":
