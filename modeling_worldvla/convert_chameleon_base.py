@@ -5,9 +5,9 @@
         --tokenizer chameleon/tokenizer --vqgan chameleon/tokenizer --output chameleon-base
 
 Chameleon was released without the ability to draw: its head's rows of image tokens are of no use. They are set to
-zero, as at the official starting point: all image tokens begin equally likely and learn from there. Every other weight
-stays as it is. Text tokenizer and VQ-GAN come from the files of Meta's own download (docs/official_weights.md), because
-transformers keeps only the encoder of the VQ-GAN.
+zero, as at the official starting point: all image tokens begin equally likely and learn from there. Every other
+weight stays as it is. Text tokenizer and VQ-GAN come from the files of Meta's own download (docs/official_weights.md),
+because transformers keeps only the encoder of the VQ-GAN.
 
 References:
     Chameleon (arXiv 2405.09818); WorldVLA (arXiv 2506.21539) section 3.1: initialised from Chameleon.

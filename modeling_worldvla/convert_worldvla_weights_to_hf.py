@@ -18,7 +18,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -121,7 +120,7 @@ def convert_checkpoint(
         write_processor(arguments, image_size, config, temporary)
         require_same_ids(config, temporary)
         write_model_code(model, weights.dtype, temporary)
-        write_model_weights(weights, shapes, temporary, partial(change, config=config) if change else None)
+        write_model_weights(weights, shapes, temporary, change and (lambda name, weight: change(name, weight, config)))
         write_model_card(temporary, name=output.name)
         temporary.chmod(0o755)  # mkdtemp makes folders for one user only
         temporary.rename(output)
