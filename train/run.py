@@ -19,12 +19,12 @@ if __package__ in (None, ""):  # run as a script: import from the checkout, not 
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from modeling_worldvla import WorldVLAForCausalLM
 from tokenization import WorldVLAProcessor
+from train.adapters import add_adapters
 from train.argument_parsing import parse_arguments
 from train.arguments import DataArguments, ModelArguments, WorldVLATrainingArguments
-from train.atomic_files import write_json
-from train.episodes import DATA_CARD, SampleDataset, TokenizedEpisodes, WindowOptions
+from train.episodes import SampleDataset, TokenizedEpisodes, WindowOptions
+from train.exporting import save_everything
 from train.initialization import build_model, load_processor, require_same_data, require_wanted_data
 from train.packing import choose_collator
 from train.scores import action_bin_values
@@ -60,22 +60,6 @@ def has_checkpoint(output: Path) -> bool:
     return output.is_dir() and get_last_checkpoint(str(output)) is not None
 
 
-def save_everything(
-    trainer: WorldVLATrainer, model: WorldVLAForCausalLM, processor: WorldVLAProcessor, episodes: TokenizedEpisodes
-) -> None:
-    """Write processor, data card, log, model and model card into the output folder."""
-    if trainer.is_world_process_zero():
-        output = Path(str(trainer.args.output_dir))
-        processor.tokenizer.model_max_length = model.config.max_position_embeddings
-        processor.save_pretrained(output)
-        write_json(output / DATA_CARD, episodes.card)
-        write_json(output / "training_log.json", trainer.state.log_history)
-    trainer.save_state()
-    trainer.save_model()  # last: with `--push_to_hub true` it uploads the folder
-    if not trainer.args.push_to_hub:
-        trainer.create_model_card()
-
-
 def main(argv: list[str]) -> dict[str, Any]:
     """Command line entry: train, evaluate on the held-out splits, save.
 
@@ -95,7 +79,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     require_wanted_data(data_arguments, episodes, processor)
     if model_arguments.model_name_or_path is not None:
         require_same_data(model_arguments.model_name_or_path, episodes, processor)
-    model = build_model(model_arguments, data_arguments, processor)
+    model: Any = build_model(model_arguments, data_arguments, processor)
+    if model_arguments.lora_rank:
+        model = add_adapters(model, model_arguments)
     samples = build_datasets(episodes, data_arguments, processor, training_arguments.seed)
     logger.info("%.1fM parameters, %d training samples", model.num_parameters() / 1e6, len(samples["train"]))
     held_out = {name: split for name, split in samples.items() if name != "train"}
@@ -110,7 +96,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     )
     trainer.train(resume_from_checkpoint=has_checkpoint(Path(training_arguments.output_dir)))
     metrics = trainer.evaluate() if held_out else {}
-    save_everything(trainer, model, processor, episodes)
+    options = {"model": model_arguments, "data": data_arguments}
+    save_everything(trainer, processor, episodes.card, options, metrics | {"step": trainer.state.global_step})
     return metrics
 
 

@@ -1,15 +1,15 @@
 """With `--push_to_hub true` training uploads the whole folder, and the card in it is ours."""
 
-from types import SimpleNamespace
+import json
 
 import pytest
 from huggingface_hub import HfApi
 
-import train.trainer
 from modeling_worldvla import WorldVLAForCausalLM
-from modeling_worldvla.model_card_worldvla import BEGIN, build_model_card, load_card
+from modeling_worldvla.model_card_worldvla import BEGIN, build_model_card
 from train.arguments import DataArguments, ModelArguments, WorldVLATrainingArguments
-from train.run import build_model, save_everything
+from train.exporting import save_everything
+from train.initialization import build_model
 from train.trainer import WorldVLATrainer
 
 from .test_push_to_hub import HANDWRITTEN
@@ -27,19 +27,19 @@ CARD = {
 
 def test_training_uploads_everything_with_our_card(make_model, processor, hub, tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.trainer.hf_api", lambda: HfApi())
-    monkeypatch.setattr(
-        train.trainer, "read_remote_card", lambda *given: load_card(hub.download("me/tiny", "README.md"))
-    )
     hub.files["README.md"] = HANDWRITTEN.encode()
     arguments = WorldVLATrainingArguments(
         output_dir=str(tmp_path / "run"), push_to_hub=True, hub_model_id="me/tiny", use_cpu=True, report_to=[]
     )
-    model = make_model()
-    trainer = WorldVLATrainer(model=model, args=arguments, train_dataset=[{}])
-    save_everything(trainer, model, processor, SimpleNamespace(card=CARD))
+    trainer = WorldVLATrainer(model=make_model(), args=arguments, train_dataset=[{}])
+    save_everything(trainer, processor, CARD, {"data": DataArguments("tokens")}, {"eval_loss": 1.0})
     ((repo_id, files, _),) = hub.commits
     assert repo_id == "me/tiny"
     assert {"model.safetensors", "vq_model/config.json", "processor_config.json", "data_card.json"} <= set(files)
+    assert not any(name.endswith((".bin", ".pt")) for name in files)
+    options = json.loads(files["training_args.json"])
+    assert options["data"]["tokens"] == "tokens" and options["training"]["hub_model_id"] == "me/tiny"
+    assert json.loads(files["metrics.json"]) == {"eval_loss": 1.0}
     card = files["README.md"].decode()
     assert "It lives in the cellar." in card and BEGIN in card and "| data set | made_up |" in card
     assert 'checkpoint = "me/tiny"' in card
@@ -50,6 +50,7 @@ def test_training_on_from_a_hub_checkpoint_names_it(make_model, processor, monke
     make_model().save_pretrained(tmp_path)
     load = WorldVLAForCausalLM.from_pretrained
     monkeypatch.setattr(WorldVLAForCausalLM, "from_pretrained", lambda path, **changes: load(tmp_path, **changes))
+    monkeypatch.setattr("train.initialization.cached_file", lambda path, name, **_: str(tmp_path / name))
     model_arguments = ModelArguments(model_name_or_path=start or str(tmp_path))
     model = build_model(model_arguments, DataArguments(tokens="tokens"), processor)
     assert model.config.derived_from == derived_from
