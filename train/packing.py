@@ -20,8 +20,8 @@ class PackingCollator:
 
     Args:
         config (`WorldVLAConfig`): for the padding, and to find the action blocks.
-        packed_length (`int`): most tokens of a row. Rows are as much shorter as the samples allow without one row more:
-            eight samples of 620 tokens take two rows of 2480, not one of 4096 and a rest.
+        packed_length (`int`): most tokens of a row. Rows are as short as their number allows: eight samples of 620
+            tokens take two rows of 2480, not one of 4096 and a rest.
 
     References:
         `pack_samples`; docs/model.md#packed-rows.
