@@ -1,6 +1,7 @@
 """Flags and YAML recipes to dataclasses, and the checks that options share.
 
-`run.py [recipe.yaml] [--flags]`: flags beat the recipe, the recipe beats the defaults, an unknown key is an error.
+`run.py [recipe.yaml] [--flags]`: flags beat the recipe, the recipe beats the one that it `extends`, that beats the
+defaults, an unknown key is an error.
 """
 
 import json
@@ -13,6 +14,8 @@ import yaml
 from transformers import HfArgumentParser
 
 from tokenization.choices_worldvla import require_choice
+
+EXTENDS = "extends"  # key of a recipe: the recipe beside it whose options it takes over
 
 
 def require_positive(arguments: Any, *names: str) -> None:
@@ -88,16 +91,26 @@ def parse_arguments(argument_classes: Sequence[Any], argv: Sequence[str]) -> tup
 
 def _read_recipe(path: Path, known: Sequence[str]) -> list[str]:
     """Turn a YAML recipe into flags, so that flags that come later beat it."""
-    if not path.is_file():
-        raise FileNotFoundError(f"No recipe at `{path}`. Give the path of a YAML file, or flags alone.")
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    if not isinstance(content, dict):
-        raise ValueError(f"Recipe `{path}` must be a mapping of option: value, got {type(content).__name__}.")
     flags: list[str] = []
-    for key, value in content.items():
-        require_choice(f"key in recipe `{path}`:", str(key), known)
+    for key, value in _merge_recipes(path, known, ()).items():
         if value is None:
             continue
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
         flags += [f"--{key}", *map(str, values)]
     return flags
+
+
+def _merge_recipes(path: Path, known: Sequence[str], below: tuple[Path, ...]) -> dict[str, Any]:
+    """A recipe over the one beside it that it extends; `below` are those that led here."""
+    if not path.is_file():
+        named = f" (`{EXTENDS}` in `{below[-1]}`)" if below else ""
+        raise FileNotFoundError(f"No recipe at `{path}`{named}. Give the path of a YAML file, or flags alone.")
+    if path in below:
+        raise ValueError(f"Recipe `{path}` extends itself, by way of {', '.join(map(str, below))}. Take one out.")
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(content, dict):
+        raise ValueError(f"Recipe `{path}` must be a mapping of option: value, got {type(content).__name__}.")
+    for key in content:
+        require_choice(f"key in recipe `{path}`:", str(key), [*known, EXTENDS])
+    base = content.pop(EXTENDS, None)
+    return content if base is None else _merge_recipes(path.parent / str(base), known, (*below, path)) | content

@@ -35,12 +35,30 @@ def test_shipped_recipes_parse():
     import train
 
     recipes = sorted(Path(train.__file__).parent.glob("recipes/*.yaml"))
-    assert {recipe.stem for recipe in recipes} >= {"demo", "vqgan_tiny", "vqgan_small", "vqgan_chameleon"}
+    suites = {f"libero_{suite}_{size}" for suite in ("spatial", "object", "goal", "10") for size in (256, 512)}
+    others = {"demo", "debug", "lora_24gb", "vqgan_tiny", "vqgan_small", "vqgan_chameleon"}
+    assert {recipe.stem for recipe in recipes} >= suites | others
     for recipe in recipes:
         if recipe.stem.startswith("vqgan"):
             parse_arguments([VQGANArguments], [str(recipe), "--output_dir", "o"])
         else:
-            parse_arguments(CLASSES, [str(recipe), "--tokens", "t"])
+            parse_arguments(CLASSES, [str(recipe), "--tokens", "t", "--bf16", "false"])  # which not every machine has
+
+
+def test_a_recipe_extends_the_one_beside_it(tmp_path):
+    (tmp_path / "base.yaml").write_text("hidden_size: 64\nchunk_size: 7\n")
+    recipe = write_recipe(tmp_path, "extends: base.yaml\nchunk_size: 9\n")
+    model, data, _ = parse_arguments(CLASSES, [recipe, "--tokens", "t"])
+    assert (model.hidden_size, data.chunk_size) == (64, 9)
+
+
+def test_recipes_that_extend_nothing_or_each_other_are_refused(tmp_path):
+    recipe = write_recipe(tmp_path, "extends: base.yaml\n")
+    with pytest.raises(FileNotFoundError, match=r"No recipe at .*base.yaml` \(`extends` in .*recipe.yaml`\)"):
+        parse_arguments(CLASSES, [recipe])
+    (tmp_path / "base.yaml").write_text("extends: recipe.yaml\n")
+    with pytest.raises(ValueError, match="extends itself, by way of .*recipe.yaml, .*base.yaml. Take one out"):
+        parse_arguments(CLASSES, [recipe])
 
 
 @pytest.mark.parametrize(
