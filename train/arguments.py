@@ -8,6 +8,7 @@ from tokenization.choices_worldvla import require_choice
 from train.argument_parsing import require_not_negative, require_positive, require_share
 from train.learning_rates import require_schedule
 from train.scores import greater_is_better
+from train.windows import TAILS
 
 STOPS = ("max_loss_ratio", "early_stopping_patience")
 LORA_OPTIONS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
@@ -83,8 +84,12 @@ class DataArguments:
     world_model_history: int = field(
         default=1, metadata={"help": "Most frame-action pairs a sample shows (paper: 1)."}
     )
+    world_model_rounds: int = field(
+        default=1, metadata={"help": "N: frames one after another that a world-model sample asks for (paper: 1)."}
+    )
     tail: str = field(
-        default="shorten", metadata={"help": "End of an episode: shorten the last chunks, or drop them."}
+        default="shorten",
+        metadata={"help": "Chunks that reach past the end: shorten, pad (the last command again, not learned), drop."},
     )
     policy_samples: bool = field(default=True, metadata={"help": "Train the policy role."})
     world_model_samples: bool = field(default=True, metadata={"help": "Train the world-model role."})
@@ -98,10 +103,11 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         """Check every option before anything is loaded."""
-        require_choice("tail", self.tail, ["shorten", "drop"])
+        require_choice("tail", self.tail, TAILS)
         require_positive(
-            self, "n_obs_steps", "chunk_size", "world_model_history", "world_model_ratio", "packed_length"
-        )
+            self, "n_obs_steps", "chunk_size", "world_model_history", "world_model_rounds", "world_model_ratio",
+            "packed_length",
+        )  # fmt: skip
         if not (self.policy_samples or self.world_model_samples):
             raise ValueError("Nothing to train: both `--policy_samples` and `--world_model_samples` are off.")
 

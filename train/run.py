@@ -23,12 +23,13 @@ from tokenization import WorldVLAProcessor
 from train.adapters import add_adapters
 from train.argument_parsing import parse_arguments
 from train.arguments import DataArguments, ModelArguments, WorldVLATrainingArguments
-from train.episodes import SampleDataset, TokenizedEpisodes, WindowOptions
+from train.episodes import SampleDataset, TokenizedEpisodes
 from train.exporting import save_everything
 from train.initialization import build_model, load_processor, require_same_data, require_wanted_data
 from train.packing import choose_collator
 from train.scores import action_bin_values
 from train.trainer import WorldVLATrainer
+from train.windows import WindowOptions
 
 logger = logging.getLogger("worldvla.train")
 
@@ -42,16 +43,15 @@ def build_datasets(
         episodes (`TokenizedEpisodes`): the data set.
         arguments (`DataArguments`): which windows.
         processor (`WorldVLAProcessor`): lays the samples out.
-        seed (`int`): see `list_windows`.
+        seed (`int`): see `Windows`.
 
     Returns:
         `dict[str, SampleDataset]`: by split.
     """
     options = WindowOptions(**{f.name: getattr(arguments, f.name) for f in fields(WindowOptions)})
-    card = episodes.card
     return {
-        name: SampleDataset(split, tuple(card["grid"]), processor, options, card["dataset_name"], seed)
-        for name, split in episodes.splits.items()
+        name: SampleDataset(split, processor, options, episodes.card["dataset_name"], seed)
+        for name, split in episodes.open_splits().items()
     }
 
 

@@ -2,7 +2,8 @@ import datasets
 import numpy as np
 import pytest
 
-from train.episodes import SampleDataset, WindowOptions
+from train.episodes import SampleDataset, TokenizedSplit
+from train.windows import WindowOptions
 
 from ..conftest import DATASET, GRID
 
@@ -29,4 +30,6 @@ def episodes(processor):
 
 @pytest.fixture
 def samples(episodes, processor):
-    return SampleDataset(episodes, GRID, processor, WindowOptions(n_obs_steps=2, chunk_size=2), DATASET)
+    return SampleDataset(
+        TokenizedSplit(episodes, GRID), processor, WindowOptions(n_obs_steps=2, chunk_size=2), DATASET
+    )

@@ -1,12 +1,9 @@
-import numpy as np
 import pytest
 import torch
 from transformers import TrainerCallback
 
-from tests.conftest import DATASET, GRID
 from train.arguments import WorldVLATrainingArguments
-from train.collation import IGNORED_LABEL, WorldVLACollator
-from train.episodes import SampleDataset, WindowOptions
+from train.collation import WorldVLACollator
 from train.trainer import WorldVLATrainer
 
 
@@ -37,38 +34,6 @@ def assert_equal_weights(model, other, **tolerance):
             torch.testing.assert_close(one, two, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
         else:
             assert torch.equal(one, two), name
-
-
-def test_samples_of_both_roles(samples, processor):
-    layout = processor.vocabulary
-    roles = {role for role, _, _ in samples.windows}
-    assert roles == {"policy", "world_model"}
-    for index, (role, episode, step) in enumerate(samples.windows):
-        sample = samples[index]
-        answer = [token for token in sample["labels"] if token != IGNORED_LABEL]
-        assert answer == sample["input_ids"][-len(answer) :]
-        assert answer[-1] == layout.sep_token_id
-        frames = samples.episodes[episode]["image_token_ids"].reshape(-1, 4)
-        if role == "world_model":
-            codes = [t for t in answer if layout.image_token_id_start <= t < layout.image_token_id_start + 16]
-            assert codes == frames[step + 1].tolist()
-        else:
-            expected = processor.encode_actions(
-                samples.episodes[episode]["expert_actions"].reshape(-1, 7)[step : step + 2]
-            )
-            bins = [t for t in answer if layout.action_token_id_start <= t < layout.action_token_id_start + 16]
-            assert bins == expected.reshape(-1).tolist()
-
-
-def test_world_model_samples_show_the_last_pairs_and_fewer_at_the_start(episodes, processor):
-    options = WindowOptions(n_obs_steps=1, chunk_size=1, world_model_history=3, policy_samples=False)
-    samples = SampleDataset(episodes, GRID, processor, options, DATASET)
-    layout, frames = processor.vocabulary, np.array(episodes[0]["image_token_ids"]).reshape(-1, 4)
-    for step, pairs in ((0, 1), (1, 2), (2, 3), (4, 3)):
-        tokens = samples[samples.windows.index(("world_model", 0, step))]["input_ids"]
-        assert tokens.count(layout.boa_token_id) == pairs
-        codes = [t for t in tokens if layout.image_token_id_start <= t < layout.image_token_id_start + 16]
-        assert codes == frames[step + 1 - pairs : step + 2].reshape(-1).tolist()
 
 
 def test_collator_pads_right(processor):
