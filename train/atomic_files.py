@@ -41,3 +41,32 @@ def new_folder(path: Path) -> Iterator[Path]:
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until every file of a folder, and its list of names, has reached the disk.
+
+    Args:
+        folder (`Path`): written to the end; its subfolders are included.
+
+    Raises:
+        OSError: if the disk does not take a file, which may show only now.
+    """
+    for path in [*folder.rglob("*"), folder]:
+        flush(path)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, has reached the disk.
+
+    Args:
+        path (`Path`): a file or a folder.
+
+    Raises:
+        OSError: if the disk does not take it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,5 +1,8 @@
 """An exponential moving average of weights: what is saved in the place of the last step's."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -8,7 +11,8 @@ class WeightAverage:
     """Follows a model's weights, slowly.
 
     Early averages would be dominated by the random start, so the decay grows with the number of updates:
-    `min(decay, (1 + n) / (10 + n))`.
+    `min(decay, (1 + n) / (10 + n))`. The average is kept in float32 at least, or steps would be lost in rounding.
+    Frozen parameters have no average: they are what they were.
 
     Args:
         model (`nn.Module`): the model that is followed.
@@ -18,7 +22,8 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        frozen = {name for name, weight in model.named_parameters(remove_duplicate=False) if not weight.requires_grad}
+        self.weights = {name: _copy(value) for name, value in model.state_dict().items() if name not in frozen}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -29,11 +34,12 @@ class WeightAverage:
         """
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                self.weights[name].lerp_(value.to(self.weights[name]), 1 - decay)
+        present = model.state_dict()
+        for name, average in self.weights.items():
+            if average.is_floating_point():
+                average.lerp_(present[name].to(average), 1 - decay)
             else:
-                self.weights[name].copy_(value)
+                average.copy_(present[name])
 
     def replace_rows(self, name: str, rows: Tensor, values: Tensor) -> None:
         """Forget the past of some rows: what is placed anew must not be blended with what was there.
@@ -51,7 +57,21 @@ class WeightAverage:
         Args:
             model (`nn.Module`): of the same form.
         """
-        model.load_state_dict(self.weights)
+        _fill(model, self.weights)
+
+    @contextmanager
+    def in_place_of(self, model: nn.Module) -> Iterator[None]:
+        """Let a model use the average for the length of a block; then it has its own weights again.
+
+        Args:
+            model (`nn.Module`): of the same form.
+        """
+        own = {name: value.clone() for name, value in model.state_dict().items() if name in self.weights}
+        self.copy_to(model)
+        try:
+            yield
+        finally:
+            _fill(model, own)
 
     def state_dict(self) -> dict[str, object]:
         """What a checkpoint holds of this object."""
@@ -63,3 +83,16 @@ class WeightAverage:
         stored: dict[str, Tensor] = state["weights"]  # type: ignore[assignment]
         for name, value in self.weights.items():
             value.copy_(stored[name])
+
+
+def _fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Write weights into a model, in its own dtype."""
+    present = model.state_dict()
+    for name, value in weights.items():
+        present[name].copy_(value)
+
+
+def _copy(value: Tensor) -> Tensor:
+    """A copy that small steps are not lost in."""
+    wide = torch.promote_types(value.dtype, torch.float32) if value.is_floating_point() else value.dtype
+    return value.detach().to(wide, copy=True)
