@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from tokenization.choices_worldvla import require_choice
 from train.argument_parsing import require_not_negative, require_positive, require_share
@@ -155,6 +156,8 @@ class WorldVLATrainingArguments(TrainingArguments):
                 "`--early_stopping_patience` waits for a metric of evaluations, got none. Give "
                 "`--metric_for_best_model eval_val_ind_loss_action`, say, and `--eval_strategy steps`."
             )
+        for name in self.report_to or []:
+            require_choice("tracker for `--report_to`:", name, [*INTEGRATION_TO_CALLBACK, "all", "none"])
         if self.save_only_model:
             raise ValueError("`--save_only_model` makes checkpoints that no run can go on from. Leave it out.")
         if self.train_sampling_strategy == "group_by_length":
