@@ -11,6 +11,7 @@ from train.learning_rates import require_schedule
 from train.scores import greater_is_better
 from train.windows import TAILS
 
+LIBERO_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 STOPS = ("max_loss_ratio", "early_stopping_patience")
 LORA_OPTIONS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 
@@ -142,6 +143,13 @@ class WorldVLATrainingArguments(TrainingArguments):
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "A resumed run counts on, for instance the patience of early stopping."}
     )
+    rollout_every: int = field(
+        default=0, metadata={"help": "Steps between two rollouts in the simulator during training; 0: none."}
+    )
+    rollout_suite: str | None = field(default=None, metadata={"help": "LIBERO suite of these rollouts."})
+    rollout_task_ids: list[int] = field(default_factory=list, metadata={"help": "Its tasks; all when not given."})
+    rollout_episodes: int = field(default=5, metadata={"help": "Episodes per task."})
+    rollout_num_envs: int = field(default=1, metadata={"help": "Simulators at once; each needs about a core."})
     hub_strategy: str = field(default="end", metadata={"help": "With --push_to_hub: upload when training ends."})
 
     def __post_init__(self) -> None:
@@ -165,7 +173,12 @@ class WorldVLATrainingArguments(TrainingArguments):
                 "`--train_sampling_strategy group_by_length` builds every sample to measure it, and a resumed run "
                 "sees another order. Spare the padding with `--packing true` instead."
             )
-        require_positive(self, "learning_rate")
+        require_positive(self, "learning_rate", "rollout_episodes", "rollout_num_envs")
+        require_not_negative(self, "rollout_every")
+        if bool(self.rollout_every) != (self.rollout_suite is not None):
+            raise ValueError("`--rollout_every` and `--rollout_suite` go together: give both, or neither.")
+        if self.rollout_suite is not None:
+            require_choice("suite", self.rollout_suite, LIBERO_SUITES)
         require_schedule(self)
         if self.label_smoothing_factor:
             raise ValueError(

@@ -5,10 +5,12 @@ Everything that could make a run worthless is refused here, before the first ste
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.utils import cached_file
 
@@ -28,6 +30,7 @@ SIZES = (
     "max_position_embeddings",
     "swin_norm",
 )
+LOOKED_AT = 64  # samples of a split whose length is measured before training
 PROCESSOR_CONFIG = "processor_config.json"
 
 
@@ -206,6 +209,27 @@ def require_wanted_data(arguments: DataArguments, episodes: TokenizedEpisodes, p
             raise ValueError(
                 f"`--{name} {value}` asks for other tokens than those in `{episodes.folder}`, which have {found}. "
                 f"Choose the recipe that fits, set `--{name}`, or run train/pretokenize.py for {value}."
+            )
+
+
+def require_positions(samples: Mapping[str, Any], config: WorldVLAConfig) -> None:
+    """Refuse samples that are longer than the model's positions; a few of each split are looked at.
+
+    Args:
+        samples (`Mapping`): data sets by split.
+        config (`WorldVLAConfig`): of the model.
+
+    Raises:
+        ValueError: names the length that was found and what would shorten it.
+    """
+    for split, rows in samples.items():
+        looked_at = {round(place) for place in np.linspace(0, len(rows) - 1, LOOKED_AT)}
+        longest = max(len(rows[index]["input_ids"]) for index in sorted(looked_at))
+        if longest > config.max_position_embeddings:
+            raise ValueError(
+                f"Samples of split `{split}` have up to {longest} tokens, the model {config.max_position_embeddings} "
+                "positions. Lower `--n_obs_steps`, `--chunk_size` or `--world_model_history`, or give a new model "
+                f"`--max_position_embeddings {longest}`."
             )
 
 

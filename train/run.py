@@ -25,9 +25,16 @@ from train.argument_parsing import parse_arguments
 from train.arguments import DataArguments, ModelArguments, WorldVLATrainingArguments
 from train.episodes import SampleDataset, TokenizedEpisodes
 from train.exporting import save_everything
-from train.initialization import build_model, load_processor, require_same_data, require_wanted_data
+from train.initialization import (
+    build_model,
+    load_processor,
+    require_positions,
+    require_same_data,
+    require_wanted_data,
+)
 from train.packing import choose_collator
 from train.scores import action_bin_values
+from train.simulator_rollouts import RolloutPlan, SimulatorRollouts
 from train.trainer import WorldVLATrainer
 from train.windows import WindowOptions
 
@@ -83,6 +90,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     if model_arguments.lora_rank:
         model = add_adapters(model, model_arguments)
     samples = build_datasets(episodes, data_arguments, processor, training_arguments.seed)
+    require_positions(samples, model.config)
     logger.info("%.1fM parameters, %d training samples", model.num_parameters() / 1e6, len(samples["train"]))
     held_out = {name: split for name, split in samples.items() if name != "train"}
     trainer = WorldVLATrainer(
@@ -94,6 +102,9 @@ def main(argv: list[str]) -> dict[str, Any]:
         bin_values=action_bin_values(processor, episodes.card["dataset_name"]),
         clipped_by_split=episodes.card.get("clipped_by_split"),
     )
+    if training_arguments.rollout_every:
+        plan = RolloutPlan.for_training(training_arguments, episodes.card, processor)
+        trainer.add_callback(SimulatorRollouts(trainer, processor, plan, training_arguments.rollout_every))
     trainer.train(resume_from_checkpoint=has_checkpoint(Path(training_arguments.output_dir)))
     metrics = trainer.evaluate() if held_out else {}
     options = {"model": model_arguments, "data": data_arguments}

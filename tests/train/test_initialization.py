@@ -10,7 +10,13 @@ import torch
 from tests.conftest import DATASET
 from tokenization import VocabularyLayout, WorldVLAProcessor, list_prompts, train_text_tokenizer
 from train.arguments import DataArguments, ModelArguments
-from train.initialization import build_model, load_processor, require_same_data, require_wanted_data
+from train.initialization import (
+    build_model,
+    load_processor,
+    require_positions,
+    require_same_data,
+    require_wanted_data,
+)
 
 CARD = {"dataset_name": DATASET, "camera": "agentview"}
 
@@ -129,6 +135,13 @@ def test_a_checkpoint_of_a_step_has_nothing_to_compare(data, make_model, process
 def test_tokens_that_a_recipe_is_not_for_are_refused(data, processor, changes, message):
     with pytest.raises(ValueError, match=message):
         require_wanted_data(DataArguments("t", **changes), data, processor)
+
+
+def test_samples_longer_than_the_positions_are_refused(samples, make_model):
+    longest = max(len(samples[index]["input_ids"]) for index in range(len(samples)))
+    require_positions({"train": samples}, make_model(max_position_embeddings=longest).config)
+    with pytest.raises(ValueError, match=f"of split `train` have up to {longest} tokens, the model {longest - 1} pos"):
+        require_positions({"train": samples}, make_model(max_position_embeddings=longest - 1).config)
 
 
 def test_folders_that_hold_no_model_are_named(processor, tmp_path):
