@@ -4,6 +4,7 @@ Weights, optimizer, schedule, random numbers and the order of samples are restor
 checkpoints that are complete or absent, an average of the weights, and signals that end a run with a checkpoint.
 """
 
+import logging
 import shutil
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from train.callbacks import FollowWeights, StopOnSignal
+from train.callbacks import EXIT_STOPPED, FollowWeights, StopOnSignal
 from train.checkpoints import (
     UNFINISHED,
     checkpoint_name,
@@ -25,7 +26,10 @@ from train.checkpoints import (
     sole_writer,
     what_is_missing,
 )
+from train.stopping import EarlyStop
 from train.weight_average import WeightAverage
+
+logger = logging.getLogger("worldvla.train")
 
 WEIGHT_AVERAGE = "weight_average.safetensors"
 
@@ -109,19 +113,26 @@ class ResumableTrainer(Trainer):
             stack.enter_context(self.stop.watching())
             return super().train(checkpoint, *args, **kwargs)
 
+    def exit_if_stopped(self) -> None:
+        """End the process after a run that a signal ended.
+
+        Raises:
+            SystemExit: with `EXIT_STOPPED`.
+        """
+        if self.stop.received:
+            logger.info("Stopped after step %d. The same command goes on from there.", self.state.global_step)
+            raise SystemExit(EXIT_STOPPED)
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Do an epoch; a run that was complete when it was resumed does no step more."""
-        if self.state.global_step >= self.state.max_steps or self._out_of_patience():
+        if self.state.global_step >= self.state.max_steps or self._has_stopped_early():
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
 
-    def _out_of_patience(self) -> bool:
-        return any(
-            isinstance(callback, EarlyStoppingCallback)
-            and callback.early_stopping_patience_counter >= callback.early_stopping_patience
-            for callback in self.callback_handler.callbacks
-        )
+    def _has_stopped_early(self) -> bool:
+        """Whether the checkpoint was written after early stopping had ended the run."""
+        return bool(self.args.early_stopping_patience) and EarlyStop.is_over(self.args, self.state)
 
     # Writing
 

@@ -10,7 +10,7 @@ Killed at any moment, the same command goes on from the last complete checkpoint
 import copy
 import logging
 import sys
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ from train.argument_parsing import parse_arguments
 from train.atomic_files import new_folder, write_json
 from train.frame_cache import FrameSources
 from train.frames import FrameArray
+from train.run_settings import SETTINGS, check_settings, default_options
 from train.vqgan_arguments import VQGANArguments, parse_region_weights
-from train.vqgan_checkpoints import SETTINGS, check_settings, last_checkpoint
+from train.vqgan_checkpoints import last_checkpoint
 from train.vqgan_reports import require_tracker
 from train.vqgan_trainer import VQGANTrainer
 
@@ -61,7 +62,7 @@ def train(arguments: VQGANArguments) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     settings, defaults = (
         {key: value for key, value in options.items() if key not in FREE_OPTIONS}
-        for options in (asdict(arguments), default_options())
+        for options in (asdict(arguments), default_options(VQGANArguments))
     )
     if accelerator.is_main_process:
         check_settings(settings, defaults, output)  # before pictures are gathered, which takes long
@@ -79,17 +80,6 @@ def train(arguments: VQGANArguments) -> Path:
     accelerator.wait_for_everyone()
     trainer.reports.end()
     return output / VQ_MODEL_FOLDER
-
-
-def default_options() -> dict[str, Any]:
-    """The defaults of all options that have one, by name."""
-    defaults = {}
-    for option in fields(VQGANArguments):
-        if option.default_factory is not MISSING:
-            defaults[option.name] = option.default_factory()
-        elif option.default is not MISSING:
-            defaults[option.name] = option.default
-    return defaults
 
 
 def make_vq_model(arguments: VQGANArguments) -> Any:

@@ -86,10 +86,21 @@ class EarlyStop(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the evaluations since the best one; those of other splits say nothing."""
-        metric = args.metric_for_best_model
-        if metric not in kwargs["metrics"]:
-            return
-        sign = -1 if args.greater_is_better else 1
-        values = [sign * line[metric] for line in state.log_history if metric in line]
-        if len(values) - 1 - values.index(min(values)) >= args.early_stopping_patience:
+        if args.metric_for_best_model in kwargs["metrics"] and self.is_over(args, state):
             control.should_training_stop = True
+
+    @staticmethod
+    def is_over(args: Any, state: Any) -> bool:
+        """Whether the last evaluations of the log were all no better than one before.
+
+        Args:
+            args (`WorldVLATrainingArguments`): the metric and the patience.
+            state (`TrainerState`): has the log.
+
+        Returns:
+            `bool`: false without evaluations.
+        """
+        sign = -1 if args.greater_is_better else 1
+        metric = args.metric_for_best_model
+        values = [sign * line[metric] for line in state.log_history if metric in line]
+        return bool(values) and len(values) - 1 - values.index(min(values)) >= args.early_stopping_patience

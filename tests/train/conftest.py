@@ -28,7 +28,7 @@ def episodes(processor):
     return datasets.Dataset.from_list(rows)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def samples(episodes, processor):
     return SampleDataset(
         TokenizedSplit(episodes, GRID), processor, WindowOptions(n_obs_steps=2, chunk_size=2), DATASET

@@ -12,11 +12,10 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from modeling_worldvla import WorldVLAConfig, WorldVLAForCausalLM
 from train.arguments import WorldVLATrainingArguments
-from train.callbacks import EXIT_STOPPED
 from train.collation import WorldVLACollator
 from train.trainer import WorldVLATrainer
 
@@ -69,7 +68,6 @@ def train(task, output, interruption, place, changes):
     torch.set_num_threads(1)
     join_processes(*place)
     task = json.loads(Path(task).read_text())
-    patience = changes.pop("early_stop", None)
     arguments = WorldVLATrainingArguments(output_dir=output, **(ARGUMENTS | changes))
     torch.manual_seed(1)
     model = WorldVLAForCausalLM(WorldVLAConfig(**task["config"]))
@@ -80,8 +78,6 @@ def train(task, output, interruption, place, changes):
         eval_dataset={"val_ind": task["samples"][:8]},
         data_collator=WorldVLACollator(model.config.pad_token_id),
     )
-    if patience is not None:
-        trainer.add_callback(EarlyStoppingCallback(patience))
     if interruption is not None:
         kind, when = interruption
         INTERRUPTIONS[kind](trainer, when, Path(output))
@@ -90,8 +86,7 @@ def train(task, output, interruption, place, changes):
     except OSError as error:
         (Path(output).parent / "error.txt").write_text(str(error))
         raise
-    if trainer.stop.received:
-        sys.exit(EXIT_STOPPED)
+    trainer.exit_if_stopped()
     trainer.save_model(str(Path(output) / "final"))
     if trainer.is_world_process_zero():
         (Path(output) / "log.json").write_text(json.dumps(trainer.state.log_history))

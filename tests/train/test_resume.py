@@ -10,9 +10,7 @@ from safetensors.torch import load_file
 
 from train.callbacks import EXIT_STOPPED
 from train.checkpoints import list_checkpoints
-from train.episodes import SampleDataset, WindowOptions
 
-from ..conftest import DATASET, GRID
 from .resumable_runs import STEPS, run, write_task
 
 KILLED = -9
@@ -29,8 +27,7 @@ def importable():
 
 
 @pytest.fixture(scope="module")
-def task(processor, episodes, tmp_path_factory):
-    samples = SampleDataset(episodes, GRID, processor, WindowOptions(n_obs_steps=2, chunk_size=2), DATASET)
+def task(processor, samples, tmp_path_factory):
     return write_task(tmp_path_factory.mktemp("task"), processor.model_config(), samples)
 
 
@@ -156,9 +153,10 @@ def test_two_processes_killed_and_resumed(task, tmp_path):
 def test_early_stopping_counts_on(task, tmp_path):
     """Nothing improves at a learning rate of 1e-30, so the third evaluation of four ends the run."""
     stopping = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "learning_rate": 1e-30, "max_steps": 8}
-    stopping |= {"metric_for_best_model": "eval_val_ind_loss", "load_best_model_at_end": True}
+    stopping |= {"metric_for_best_model": "eval_val_ind_loss", "early_stopping_patience": 2}
     output = tmp_path / "run"
-    assert run(task, output, ("kill after step", 5), early_stop=2, **stopping) == [KILLED]
-    assert run(task, output, early_stop=2, **stopping) == [0]
+    assert run(task, output, ("kill after step", 5), **stopping) == [KILLED]
+    for _ in ("to the end", "not beyond it"):
+        assert run(task, output, **stopping) == [0]
     steps = [line["step"] for line in json.loads((output / "log.json").read_text()) if "loss" in line]
     assert steps == [1, 2, 3, 4, 5, 6]

@@ -16,7 +16,8 @@ from PIL import Image
 import tokenization
 import train.run_vqgan
 from train import vqgan_reports
-from train.vqgan_checkpoints import SETTINGS, last_checkpoint
+from train.run_settings import SETTINGS
+from train.vqgan_checkpoints import last_checkpoint
 from train.vqgan_objective import VQGANObjective
 from train.vqgan_trainer import VQGANTrainer
 
