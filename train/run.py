@@ -3,7 +3,8 @@
     python train/run.py train/recipes/demo.yaml --tokens tokens/ --output_dir outputs/run
     accelerate launch train/run.py train/recipes/demo.yaml --tokens tokens/ --output_dir outputs/run
 
-Killed at any moment, the same command goes on from the last complete checkpoint. When it ends, `output_dir` itself
+Killed at any moment, the same command goes on from the last complete checkpoint; SIGTERM and SIGINT write one first
+(exit code 75, docs/checkpoints.md). When it ends, `output_dir` itself
 holds one folder with everything: model, processor with VQ-GAN and action limits, data card, metrics, model card.
 """
 
@@ -17,7 +18,6 @@ if __package__ in (None, ""):  # run as a script: import from the checkout, not 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from tokenization import WorldVLAProcessor
 from train.adapters import add_adapters
@@ -33,6 +33,7 @@ from train.initialization import (
     require_wanted_data,
 )
 from train.packing import choose_collator
+from train.run_settings import claim_folder, collect_settings
 from train.scores import action_bin_values
 from train.simulator_rollouts import RolloutPlan, SimulatorRollouts
 from train.trainer import WorldVLATrainer
@@ -62,11 +63,6 @@ def build_datasets(
     }
 
 
-def has_checkpoint(output: Path) -> bool:
-    """Whether a run in this folder can be resumed; the folder may not exist yet."""
-    return output.is_dir() and get_last_checkpoint(str(output)) is not None
-
-
 def main(argv: list[str]) -> dict[str, Any]:
     """Command line entry: train, evaluate on the held-out splits, save.
 
@@ -75,6 +71,9 @@ def main(argv: list[str]) -> dict[str, Any]:
 
     Returns:
         `dict`: metrics of the last evaluation, empty without held-out episodes.
+
+    Raises:
+        SystemExit: with `EXIT_STOPPED`, when SIGTERM or SIGINT ended training and its checkpoint is written.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model_arguments, data_arguments, training_arguments = parse_arguments(
@@ -82,6 +81,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     )
     set_seed(training_arguments.seed)
     episodes = TokenizedEpisodes.load(data_arguments.tokens)
+    settings = collect_settings(model_arguments, data_arguments, training_arguments, episodes.card)
+    claim_folder(settings, Path(training_arguments.output_dir), training_arguments.process_index == 0)
     processor = load_processor(episodes)
     require_wanted_data(data_arguments, episodes, processor)
     if model_arguments.model_name_or_path is not None:
@@ -105,10 +106,12 @@ def main(argv: list[str]) -> dict[str, Any]:
     if training_arguments.rollout_every:
         plan = RolloutPlan.for_training(training_arguments, episodes.card, processor)
         trainer.add_callback(SimulatorRollouts(trainer, processor, plan, training_arguments.rollout_every))
-    trainer.train(resume_from_checkpoint=has_checkpoint(Path(training_arguments.output_dir)))
-    metrics = trainer.evaluate() if held_out else {}
-    options = {"model": model_arguments, "data": data_arguments}
-    save_everything(trainer, processor, episodes.card, options, metrics | {"step": trainer.state.global_step})
+    trainer.train(resume_from_checkpoint=True)
+    trainer.exit_if_stopped()
+    with trainer.averaged_weights():
+        metrics = trainer.evaluate() if held_out else {}
+        options = {"model": model_arguments, "data": data_arguments}
+        save_everything(trainer, processor, episodes.card, options, metrics | {"step": trainer.state.global_step})
     return metrics
 
 
