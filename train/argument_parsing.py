@@ -5,7 +5,7 @@ defaults, an unknown key is an error.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -77,9 +77,10 @@ def parse_arguments(argument_classes: Sequence[Any], argv: Sequence[str]) -> tup
         ValueError: for an unknown key or flag (names the nearest one), a recipe that is not a mapping, a bad value.
         FileNotFoundError: if the recipe does not exist.
     """
-    known = sorted({f.name for cls in argument_classes for f in fields(cls) if f.init})
+    known = list_options(argument_classes)
     argv = list(argv)
-    recipe = _read_recipe(Path(argv.pop(0)), known) if argv and not argv[0].startswith("-") else []
+    given = argv and not argv[0].startswith("-")
+    recipe = _as_flags(read_recipe(Path(argv.pop(0)), known)) if given else []
     parser = HfArgumentParser(argument_classes)
     *parsed, unknown = parser.parse_args_into_dataclasses(recipe + argv, return_remaining_strings=True)
     for flag in unknown:
@@ -89,19 +90,33 @@ def parse_arguments(argument_classes: Sequence[Any], argv: Sequence[str]) -> tup
     return tuple(parsed)
 
 
-def _read_recipe(path: Path, known: Sequence[str]) -> list[str]:
-    """Turn a YAML recipe into flags, so that flags that come later beat it."""
-    flags: list[str] = []
-    for key, value in _merge_recipes(path, known, ()).items():
-        if value is None:
-            continue
-        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-        flags += [f"--{key}", *map(str, values)]
-    return flags
+def list_options(argument_classes: Sequence[Any]) -> list[str]:
+    """Names of all options, sorted.
+
+    Args:
+        argument_classes (`Sequence[type]`): the dataclasses that hold them.
+
+    Returns:
+        `list[str]`: the names.
+    """
+    return sorted({f.name for cls in argument_classes for f in fields(cls) if f.init})
 
 
-def _merge_recipes(path: Path, known: Sequence[str], below: tuple[Path, ...]) -> dict[str, Any]:
-    """A recipe over the one beside it that it extends; `below` are those that led here."""
+def read_recipe(path: Path, known: Sequence[str], below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a recipe over the one beside it that it extends.
+
+    Args:
+        path (`Path`): YAML file.
+        known (`Sequence[str]`): options that may stand in it.
+        below (`tuple[Path, ...]`): the recipes that led here by extending.
+
+    Returns:
+        `dict`: option to value.
+
+    Raises:
+        FileNotFoundError: if it, or one that is extended, does not exist.
+        ValueError: for an unknown key (names the nearest one), no mapping, or recipes that extend each other.
+    """
     if not path.is_file():
         named = f" (`{EXTENDS}` in `{below[-1]}`)" if below else ""
         raise FileNotFoundError(f"No recipe at `{path}`{named}. Give the path of a YAML file, or flags alone.")
@@ -113,4 +128,15 @@ def _merge_recipes(path: Path, known: Sequence[str], below: tuple[Path, ...]) ->
     for key in content:
         require_choice(f"key in recipe `{path}`:", str(key), [*known, EXTENDS])
     base = content.pop(EXTENDS, None)
-    return content if base is None else _merge_recipes(path.parent / str(base), known, (*below, path)) | content
+    return content if base is None else read_recipe(path.parent / str(base), known, (*below, path)) | content
+
+
+def _as_flags(recipe: Mapping[str, Any]) -> list[str]:
+    """A recipe as flags, so that flags that come later beat it."""
+    flags: list[str] = []
+    for key, value in recipe.items():
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        flags += [f"--{key}", *map(str, values)]
+    return flags
