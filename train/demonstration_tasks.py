@@ -18,7 +18,7 @@ from tokenization.demonstrations import (
     read_demonstrations,
 )
 from tokenization.noops import drop_noops
-from train.pretokenize_arguments import PretokenizeArguments
+from train.pretokenize_arguments import DemonstrationArguments
 
 EPISODES_PER_SHARD = 50  # as many as LIBERO's files hold
 
@@ -75,11 +75,11 @@ def _digest(path: Path, modified: int, size: int) -> bytes:
     return content.digest()
 
 
-def open_tasks(arguments: PretokenizeArguments) -> list[DemonstrationTask]:
+def open_tasks(arguments: DemonstrationArguments) -> list[DemonstrationTask]:
     """Open and check everything that the command line names.
 
     Args:
-        arguments (`PretokenizeArguments`): the demonstrations, and how they are read.
+        arguments (`DemonstrationArguments`): the demonstrations, and how they are read.
 
     Returns:
         `list[DemonstrationTask]`: one per HDF5 file, one per instruction of a LeRobot data set.
@@ -93,7 +93,8 @@ def open_tasks(arguments: PretokenizeArguments) -> list[DemonstrationTask]:
     for path in find_demonstration_files(arguments.demonstrations):
         groups: dict[str, list[Demonstration]] = {}
         for episode in read_demonstrations(path, lerobot=reading):
-            episode.require_camera(arguments.camera)
+            for camera in arguments.cameras:
+                episode.require_camera(camera)
             groups.setdefault(episode.instruction if path.is_dir() else path.stem, []).append(episode)
         for name, episodes in groups.items():
             kept = [drop_noops(episode) for episode in episodes] if arguments.drop_noops else episodes

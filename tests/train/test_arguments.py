@@ -108,10 +108,10 @@ def test_unknown_flag_names_the_nearest():
         ),
         (lambda: VQGANArguments("o", ["d"], regions=["faces", "faces:2"]), "`--regions faces:2`: expected each"),
         (lambda: VQGANArguments("o", ["d"], regions=["faces:much"]), "with a weight above 0"),
-        (lambda: PretokenizeArguments(["d"], "o"), "exactly one of `--vq_model`"),
-        (lambda: PretokenizeArguments(["d"], "o", vq_model="v", processor="p"), "exactly one of `--vq_model`"),
-        (lambda: PretokenizeArguments(["d"], "o", vq_model="v", split="offical"), "Did you mean `official`"),
-        (lambda: PretokenizeArguments(["d"], "o", vq_model="v", validation_fraction=1.0), r"must lie in \[0, 1\)"),
+        (lambda: PretokenizeArguments(["d"]), "exactly one of `--vq_model`"),
+        (lambda: PretokenizeArguments(["d"], vq_model="v", processor="p"), "exactly one of `--vq_model`"),
+        (lambda: PretokenizeArguments(["d"], vq_model="v", split="offical"), "Did you mean `official`"),
+        (lambda: PretokenizeArguments(["d"], vq_model="v", validation_fraction=1.0), r"must lie in \[0, 1\)"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_loaded(build, message):

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 
 import tokenization
 import tokenization.demonstrations
-import train.pretokenize
 import train.run
 import train.run_vqgan
+import train.token_shards
 from train.episodes import TokenizedEpisodes
 from train.pretokenize import main as pretokenize
 
@@ -75,7 +75,7 @@ def test_limits_come_from_the_training_split(tokens):
 
 
 def test_nothing_is_tokenized_twice(tokens, demonstrations, vqgan, monkeypatch):
-    monkeypatch.setattr(train.pretokenize, "iterate_rows", lambda *_: pytest.fail("tokenized again"))
+    monkeypatch.setattr(train.token_shards, "iterate_rows", lambda *_: pytest.fail("tokenized again"))
     arguments = ["--demonstrations", demonstrations, "--vq_model", str(vqgan), "--output_dir", str(tokens)]
     pretokenize([*arguments, "--num_text_tokens", "300", "--validation_fraction", "0.34"])
 
