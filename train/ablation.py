@@ -21,15 +21,17 @@ from typing import Any, NamedTuple
 if __package__ in (None, ""):  # run as a script: import from the checkout, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from modeling_worldvla import WorldVLAConfig
 from tokenization import WorldVLAProcessor
 from tokenization.choices_worldvla import require_choice
 from train.ablation_report import draw_table, format_table, summarise
 from train.argument_parsing import list_options, parse_arguments, read_recipe, require_positive
 from train.arguments import LIBERO_SUITES, DataArguments, ModelArguments, WorldVLATrainingArguments
 from train.atomic_files import write_json
-from train.episodes import DATA_CARD
+from train.episodes import DATA_CARD, TokenizedEpisodes
 from train.exporting import METRICS
 from train.initialization import list_cameras
+from train.scores import list_metrics
 from train.simulator_rollouts import FOLDER, RolloutPlan, run_rollouts
 
 logger = logging.getLogger("worldvla.ablation")
@@ -145,6 +147,23 @@ def list_flags(arguments: AblationArguments, cell: Cell, seed: int) -> list[str]
     return [text for name, value in options.items() for text in (f"--{name}", *str(value).split())]
 
 
+def require_metrics(arguments: AblationArguments) -> None:
+    """Refuse columns that no evaluation will have, before hours of training.
+
+    Args:
+        arguments (`AblationArguments`): tokens and metrics.
+
+    Raises:
+        FileNotFoundError: if the tokens are not there.
+        ValueError: if a metric is unknown (names the nearest).
+    """
+    card = TokenizedEpisodes.load(arguments.tokens).card
+    names = list_metrics(WorldVLAConfig(), with_units=True)
+    known = [f"{split}_{name}" for split in card["splits"] if split != "train" for name in names]
+    for metric in arguments.metrics:
+        require_choice("metric of `--metrics`:", metric, known)
+
+
 def run_command(command: list[str]) -> int:
     """Run one of the project's scripts; returns its exit code."""
     return subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
@@ -233,6 +252,7 @@ def run_ablation(arguments: AblationArguments) -> list[dict[str, Any]]:
         ValueError: if a folder holds another run, or a metric does not exist.
         RuntimeError: if a run fails; what is finished is kept.
     """
+    require_metrics(arguments)
     output, cells, rows = Path(arguments.output_dir), list_cells(arguments), []
     found: dict[Cell, list[dict[str, Any]]] = {cell: [] for cell in cells}
     for seed in arguments.seeds:

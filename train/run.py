@@ -27,12 +27,13 @@ from train.episodes import SampleDataset, TokenizedEpisodes
 from train.exporting import save_everything
 from train.initialization import (
     build_model,
-    load_processor,
     require_positions,
     require_same_data,
     require_wanted_data,
 )
+from train.on_the_fly import LiveEpisodes, open_data
 from train.packing import choose_collator
+from train.pretokenize_arguments import DemonstrationArguments
 from train.run_settings import claim_folder, collect_settings
 from train.scores import action_bin_values
 from train.simulator_rollouts import RolloutPlan, SimulatorRollouts
@@ -43,12 +44,12 @@ logger = logging.getLogger("worldvla.train")
 
 
 def build_datasets(
-    episodes: TokenizedEpisodes, arguments: DataArguments, processor: WorldVLAProcessor, seed: int
+    episodes: TokenizedEpisodes | LiveEpisodes, arguments: DataArguments, processor: WorldVLAProcessor, seed: int
 ) -> dict[str, SampleDataset]:
     """Cut the samples of every split.
 
     Args:
-        episodes (`TokenizedEpisodes`): the data set.
+        episodes (`TokenizedEpisodes` or `LiveEpisodes`): the data set.
         arguments (`DataArguments`): which windows.
         processor (`WorldVLAProcessor`): lays the samples out.
         seed (`int`): see `Windows`.
@@ -61,6 +62,54 @@ def build_datasets(
         name: SampleDataset(split, processor, options, episodes.card["dataset_name"], seed)
         for name, split in episodes.open_splits().items()
     }
+
+
+def make_trainer(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    training_arguments: WorldVLATrainingArguments,
+    episodes: TokenizedEpisodes | LiveEpisodes,
+    processor: WorldVLAProcessor,
+) -> WorldVLATrainer:
+    """Put model, samples and options together; what does not fit is refused before anything is written.
+
+    Args:
+        model_arguments (`ModelArguments`): which model.
+        data_arguments (`DataArguments`): which samples.
+        training_arguments (`WorldVLATrainingArguments`): how it is trained.
+        episodes (`TokenizedEpisodes` or `LiveEpisodes`): the data set.
+        processor (`WorldVLAProcessor`): that of the data set.
+
+    Returns:
+        `WorldVLATrainer`: ready to train; the output folder belongs to this run.
+
+    Raises:
+        ValueError: if checkpoint, data and options do not fit together, or the output folder is another run's.
+    """
+    require_wanted_data(data_arguments, episodes, processor)
+    if model_arguments.model_name_or_path is not None:
+        require_same_data(model_arguments.model_name_or_path, episodes, processor)
+    model: Any = build_model(model_arguments, data_arguments, processor)
+    if model_arguments.lora_rank:
+        model = add_adapters(model, model_arguments)
+    samples = build_datasets(episodes, data_arguments, processor, training_arguments.seed)
+    require_positions(samples, model.config)
+    logger.info("%.1fM parameters, %d training samples", model.num_parameters() / 1e6, len(samples["train"]))
+    settings = collect_settings(model_arguments, data_arguments, training_arguments, episodes.card)
+    claim_folder(settings, Path(training_arguments.output_dir), training_arguments.process_index == 0)
+    trainer = WorldVLATrainer(
+        model=model,
+        args=training_arguments,
+        train_dataset=samples["train"],
+        eval_dataset={name: split for name, split in samples.items() if name != "train"} or None,
+        data_collator=choose_collator(data_arguments, model.config),
+        bin_values=action_bin_values(processor, episodes.card["dataset_name"]),
+        clipped_by_split=episodes.card.get("clipped_by_split"),
+    )
+    if training_arguments.rollout_every:
+        plan = RolloutPlan.for_training(training_arguments, episodes.card, processor)
+        trainer.add_callback(SimulatorRollouts(trainer, processor, plan, training_arguments.rollout_every))
+    return trainer
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -76,41 +125,21 @@ def main(argv: list[str]) -> dict[str, Any]:
         SystemExit: with `EXIT_STOPPED`, when SIGTERM or SIGINT ended training and its checkpoint is written.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    model_arguments, data_arguments, training_arguments = parse_arguments(
-        [ModelArguments, DataArguments, WorldVLATrainingArguments], argv
+    model_arguments, data_arguments, demonstrations, training_arguments = parse_arguments(
+        [ModelArguments, DataArguments, DemonstrationArguments, WorldVLATrainingArguments], argv
     )
     set_seed(training_arguments.seed)
-    episodes = TokenizedEpisodes.load(data_arguments.tokens)
-    settings = collect_settings(model_arguments, data_arguments, training_arguments, episodes.card)
-    claim_folder(settings, Path(training_arguments.output_dir), training_arguments.process_index == 0)
-    processor = load_processor(episodes)
-    require_wanted_data(data_arguments, episodes, processor)
-    if model_arguments.model_name_or_path is not None:
-        require_same_data(model_arguments.model_name_or_path, episodes, processor)
-    model: Any = build_model(model_arguments, data_arguments, processor)
-    if model_arguments.lora_rank:
-        model = add_adapters(model, model_arguments)
-    samples = build_datasets(episodes, data_arguments, processor, training_arguments.seed)
-    require_positions(samples, model.config)
-    logger.info("%.1fM parameters, %d training samples", model.num_parameters() / 1e6, len(samples["train"]))
-    held_out = {name: split for name, split in samples.items() if name != "train"}
-    trainer = WorldVLATrainer(
-        model=model,
-        args=training_arguments,
-        train_dataset=samples["train"],
-        eval_dataset=held_out or None,
-        data_collator=choose_collator(data_arguments, model.config),
-        bin_values=action_bin_values(processor, episodes.card["dataset_name"]),
-        clipped_by_split=episodes.card.get("clipped_by_split"),
-    )
-    if training_arguments.rollout_every:
-        plan = RolloutPlan.for_training(training_arguments, episodes.card, processor)
-        trainer.add_callback(SimulatorRollouts(trainer, processor, plan, training_arguments.rollout_every))
+    # Worker processes of the data loader cannot share an accelerator with the training.
+    device = "cpu" if training_arguments.dataloader_num_workers else training_arguments.device
+    episodes, processor = open_data(data_arguments, demonstrations, device)
+    trainer = make_trainer(model_arguments, data_arguments, training_arguments, episodes, processor)
     trainer.train(resume_from_checkpoint=True)
     trainer.exit_if_stopped()
     with trainer.averaged_weights():
-        metrics = trainer.evaluate() if held_out else {}
+        metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
         options = {"model": model_arguments, "data": data_arguments}
+        if demonstrations.demonstrations:
+            options["demonstrations"] = demonstrations
         save_everything(trainer, processor, episodes.card, options, metrics | {"step": trainer.state.global_step})
     return metrics
 

@@ -1,6 +1,7 @@
 """The grid of the ablation: what is trained, kept and refused, and the numbers of its table."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -38,6 +39,8 @@ def trained(monkeypatch, tmp_path):
         return 0
 
     monkeypatch.setattr(ablation, "run_command", run)
+    tokens = SimpleNamespace(card={"splits": {"train": 3, "val_ind": 1}})
+    monkeypatch.setattr(ablation.TokenizedEpisodes, "load", lambda folder: tokens)
     return commands
 
 
@@ -84,6 +87,12 @@ def test_a_failed_run_is_named_and_the_others_stay(trained, tmp_path):
     with pytest.raises(RuntimeError, match="policy-k1-mask with seed 13 ended with exit code 3. What is finished is"):
         run_ablation(arguments(tmp_path, seeds=[0, 13]))
     assert len(trained) == 6 and (tmp_path / "out" / "ablation.md").is_file()
+
+
+def test_unknown_columns_are_refused_before_training(trained, tmp_path):
+    with pytest.raises(ValueError, match="Unknown metric of `--metrics`: `val_ood_loss`.*Did you mean `val_ind_loss`"):
+        run_ablation(arguments(tmp_path, metrics=["val_ood_loss"]))
+    assert not trained
 
 
 def test_rollouts_become_a_column(trained, tmp_path, monkeypatch, processor):
