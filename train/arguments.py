@@ -72,9 +72,12 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Which samples are drawn from a pretokenized data set."""
+    """Which samples are drawn from which data set."""
 
-    tokens: str = field(metadata={"help": "Folder written by train/pretokenize.py."})
+    tokens: str | None = field(
+        default=None,
+        metadata={"help": "Folder written by train/pretokenize.py; or give --demonstrations, tokenized on the fly."},
+    )
     dataset_name: str | None = field(
         default=None, metadata={"help": "Data set that the tokens must hold; others are refused. By default any."}
     )

@@ -59,8 +59,12 @@ def describe_data(
         "clipped_action_values_by_dimension": np.asarray(by_dimension).tolist(),
         "clipped_by_split": {name: (s.expert_actions / s.steps).tolist() for name, s in clipped.items()},
         "made_with": describe_options(arguments),
-        "software": {name: version(name) for name in SOFTWARE},
     }
+
+
+def list_software() -> dict[str, str]:
+    """Which versions of which libraries made the tokens."""
+    return {name: version(name) for name in SOFTWARE}
 
 
 def describe_options(arguments: DemonstrationArguments) -> dict[str, Any]:

@@ -132,6 +132,21 @@ class TokenizedSplit:
         return values.slice(first * width, (stop - first) * width).to_numpy().reshape(-1, width)
 
 
+class Episodes(Protocol):
+    """A data set: its card, where it comes from, and its splits."""
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The data card."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies, for messages."""
+
+    def open_splits(self) -> dict[str, EpisodeSplit]:
+        """Open every split for samples, by name."""
+
+
 @dataclass(frozen=True)
 class TokenizedEpisodes:
     """A pretokenized data set with the card that says how it was made.

@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 from modeling_worldvla import WorldVLAConfig, WorldVLAForCausalLM
 from tokenization import WorldVLAProcessor
 from train.arguments import LORA_OPTIONS, DataArguments, ModelArguments
-from train.episodes import DATA_CARD, PROCESSOR, TokenizedEpisodes
+from train.episodes import DATA_CARD, PROCESSOR, Episodes, TokenizedEpisodes
 
 logger = logging.getLogger("worldvla.train")
 
@@ -152,14 +152,14 @@ def require_same_ids(config: WorldVLAConfig, ids: dict[str, Any], path: str) -> 
         )
 
 
-def require_same_data(path: str, episodes: TokenizedEpisodes, processor: WorldVLAProcessor) -> None:
+def require_same_data(path: str, episodes: Episodes, processor: WorldVLAProcessor) -> None:
     """Refuse a checkpoint that was trained on other pictures than the data set holds.
 
     A checkpoint without a processor or data card (a step's checkpoint, official weights) says nothing to compare.
 
     Args:
         path (`str`): folder or Hub id of the checkpoint.
-        episodes (`TokenizedEpisodes`): the data set.
+        episodes (`Episodes`): the data set.
         processor (`WorldVLAProcessor`): that of the data set.
 
     Raises:
@@ -189,12 +189,12 @@ def require_same_data(path: str, episodes: TokenizedEpisodes, processor: WorldVL
         )
 
 
-def require_wanted_data(arguments: DataArguments, episodes: TokenizedEpisodes, processor: WorldVLAProcessor) -> None:
+def require_wanted_data(arguments: DataArguments, episodes: Episodes, processor: WorldVLAProcessor) -> None:
     """Refuse a data set that is not the one the recipe is for.
 
     Args:
         arguments (`DataArguments`): `dataset_name` and `image_size`, where they were given.
-        episodes (`TokenizedEpisodes`): the data set.
+        episodes (`Episodes`): the data set.
         processor (`WorldVLAProcessor`): that of the data set.
 
     Raises:

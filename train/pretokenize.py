@@ -28,7 +28,7 @@ from accelerate.utils import gather_object
 from tokenization import WorldVLAProcessor
 from train.argument_parsing import parse_arguments
 from train.atomic_files import new_folder, write_json
-from train.data_cards import describe_data
+from train.data_cards import describe_data, list_software
 from train.data_processor import build_processor, commands_of_rows, measure_limits
 from train.demonstration_tasks import DemonstrationTask, open_tasks
 from train.episodes import DATA_CARD, EPISODES, PROCESSOR
@@ -91,7 +91,7 @@ def save_tokens(
         shutil.rmtree(leftover)
     commands = {name: commands_of_rows(rows) for name, rows in splits.items()}
     card = describe_data(arguments, tasks, processor, arguments.dataset_name, splits, commands)
-    write_json(output / DATA_CARD, card)
+    write_json(output / DATA_CARD, card | {"software": list_software()})
 
 
 def finish_processor(

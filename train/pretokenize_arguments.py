@@ -9,6 +9,8 @@ from tokenization import BINNINGS
 from tokenization.choices_worldvla import require_choice
 from train.argument_parsing import require_positive, require_share
 
+DATASET_NAME = "libero"
+
 
 @dataclass
 class DemonstrationArguments:
@@ -85,7 +87,7 @@ class PretokenizeArguments(DemonstrationArguments):
     output_dir: str = field(
         default="outputs/tokens", metadata={"help": "Folder for the data set, its data card and its processor."}
     )
-    dataset_name: str = field(default="libero", metadata={"help": "Name under which the action limits are kept."})
+    dataset_name: str = field(default=DATASET_NAME, metadata={"help": "Name under which the action limits are kept."})
     batch_size: int = field(default=32, metadata={"help": "Frames encoded at once, on each device."})
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ from tokenization import WorldVLAProcessor
 from train.adapters import add_adapters
 from train.argument_parsing import parse_arguments
 from train.arguments import DataArguments, ModelArguments, WorldVLATrainingArguments
-from train.episodes import SampleDataset, TokenizedEpisodes
+from train.episodes import Episodes, SampleDataset
 from train.exporting import save_everything
 from train.initialization import (
     build_model,
@@ -31,7 +31,7 @@ from train.initialization import (
     require_same_data,
     require_wanted_data,
 )
-from train.on_the_fly import LiveEpisodes, open_data
+from train.on_the_fly import open_data
 from train.packing import choose_collator
 from train.pretokenize_arguments import DemonstrationArguments
 from train.run_settings import claim_folder, collect_settings
@@ -44,12 +44,12 @@ logger = logging.getLogger("worldvla.train")
 
 
 def build_datasets(
-    episodes: TokenizedEpisodes | LiveEpisodes, arguments: DataArguments, processor: WorldVLAProcessor, seed: int
+    episodes: Episodes, arguments: DataArguments, processor: WorldVLAProcessor, seed: int
 ) -> dict[str, SampleDataset]:
     """Cut the samples of every split.
 
     Args:
-        episodes (`TokenizedEpisodes` or `LiveEpisodes`): the data set.
+        episodes (`Episodes`): the data set.
         arguments (`DataArguments`): which windows.
         processor (`WorldVLAProcessor`): lays the samples out.
         seed (`int`): see `Windows`.
@@ -68,7 +68,7 @@ def make_trainer(
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     training_arguments: WorldVLATrainingArguments,
-    episodes: TokenizedEpisodes | LiveEpisodes,
+    episodes: Episodes,
     processor: WorldVLAProcessor,
 ) -> WorldVLATrainer:
     """Put model, samples and options together; what does not fit is refused before anything is written.
@@ -77,7 +77,7 @@ def make_trainer(
         model_arguments (`ModelArguments`): which model.
         data_arguments (`DataArguments`): which samples.
         training_arguments (`WorldVLATrainingArguments`): how it is trained.
-        episodes (`TokenizedEpisodes` or `LiveEpisodes`): the data set.
+        episodes (`Episodes`): the data set.
         processor (`WorldVLAProcessor`): that of the data set.
 
     Returns:
