@@ -24,7 +24,7 @@ if __package__ in (None, ""):  # run as a script: import from the checkout, not 
 from modeling_worldvla import WorldVLAConfig
 from tokenization import WorldVLAProcessor
 from tokenization.choices_worldvla import require_choice
-from train.ablation_report import draw_table, format_table, summarise
+from train.ablation_report import draw_table, format_table, require_packages, summarise
 from train.argument_parsing import list_options, parse_arguments, read_recipe, require_positive
 from train.arguments import LIBERO_SUITES, DataArguments, ModelArguments, WorldVLATrainingArguments
 from train.atomic_files import write_json
@@ -248,10 +248,12 @@ def run_ablation(arguments: AblationArguments) -> list[dict[str, Any]]:
         `list[dict]`: see `train.ablation_report.summarise`.
 
     Raises:
+        ImportError: if a package for intervals or picture is missing.
         FileNotFoundError: if there is no such recipe.
         ValueError: if a folder holds another run, or a metric does not exist.
         RuntimeError: if a run fails; what is finished is kept.
     """
+    require_packages()
     require_metrics(arguments)
     output, cells, rows = Path(arguments.output_dir), list_cells(arguments), []
     found: dict[Cell, list[dict[str, Any]]] = {cell: [] for cell in cells}

@@ -1,5 +1,6 @@
 """What an ablation found: one table with intervals (Markdown, JSON) and a picture of it."""
 
+import importlib.util
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,17 @@ class Estimate(NamedTuple):
     high: float | None
 
 
+def require_packages() -> None:
+    """Refuse to begin without the packages that intervals and picture need.
+
+    Raises:
+        ImportError: names the first that is missing.
+    """
+    for name in ("scipy", "matplotlib"):
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(f"Intervals and picture need the package {name}: `pip install worldvla[eval]`.")
+
+
 def mean_over_seeds(values: Sequence[float]) -> Estimate:
     """Mean of runs that differ in their seed alone.
 
@@ -37,17 +49,12 @@ def mean_over_seeds(values: Sequence[float]) -> Estimate:
 
     Returns:
         `Estimate`: with the interval of Student's t.
-
-    Raises:
-        ImportError: if scipy is not installed.
     """
     mean = statistics.fmean(values)
     if len(values) < 2:
         return Estimate(mean, None, None)
-    try:
-        from scipy.stats import t as student
-    except ImportError as error:
-        raise ImportError("Intervals need the package scipy: `pip install worldvla[eval]`.") from error
+    from scipy.stats import t as student
+
     spread = float(student.ppf(_CONFIDENCE, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
     return Estimate(mean, mean - spread, mean + spread)
 
@@ -138,14 +145,9 @@ def draw_table(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str], path: 
         rows (`Sequence[Mapping]`): see `summarise`.
         metrics (`Sequence[str]`): the columns.
         path (`Path`): PNG file.
-
-    Raises:
-        ImportError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("The picture needs the package matplotlib: `pip install worldvla[eval]`.") from error
+    from matplotlib.figure import Figure
+
     columns = [*([SUCCESS] if any(SUCCESS in row["estimates"] for row in rows) else []), *metrics]
     figure = Figure(figsize=(2 + 2.8 * len(columns), 1.2 + 0.45 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]

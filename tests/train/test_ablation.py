@@ -95,6 +95,14 @@ def test_unknown_columns_are_refused_before_training(trained, tmp_path):
     assert not trained
 
 
+@pytest.mark.parametrize("missing", ["scipy", "matplotlib"])
+def test_missing_packages_are_told_before_training(trained, tmp_path, monkeypatch, missing):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else object())
+    with pytest.raises(ImportError, match=rf"need the package {missing}: `pip install worldvla\[eval\]`"):
+        run_ablation(arguments(tmp_path))
+    assert not trained
+
+
 def test_rollouts_become_a_column(trained, tmp_path, monkeypatch, processor):
     plans = []
 
