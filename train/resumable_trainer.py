@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
@@ -32,6 +33,14 @@ from train.weight_average import WeightAverage
 logger = logging.getLogger("worldvla.train")
 
 WEIGHT_AVERAGE = "weight_average.safetensors"
+
+
+def _restore_on_numbered_cpu(storage: Any, location: str) -> Any:
+    """Take `cpu:0` for `cpu`: older transformers ask for it when several processes resume on a CPU."""
+    return storage if location.startswith("cpu:") else None
+
+
+torch.serialization.register_package(100, lambda storage: None, _restore_on_numbered_cpu)
 
 
 class ResumableTrainer(Trainer):
