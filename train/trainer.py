@@ -5,11 +5,13 @@ sample of the optimizer step: all accumulation steps, all processes. So one proc
 equals one large batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers.trainer_utils import EvalLoopOutput
 
 from modeling_worldvla import count_labels
@@ -24,6 +26,20 @@ from train.scores import LabelScores, list_metrics
 from train.stopping import EarlyStop, LossGuard, TrainingDivergedError, save_offending_batch
 
 ROLE_LOSSES = ("loss_action", "loss_world_model")
+
+
+def as_forward(model: torch.nn.Module, call: Callable[[], None]) -> None:
+    """Run what uses parts of a model, with the weights that FSDP2 shards gathered as in the forward of the whole.
+
+    Args:
+        model (`torch.nn.Module`): the outermost module.
+        call (`Callable`): what to run.
+    """
+    if not isinstance(model, FSDPModule):
+        return call()
+    object.__setattr__(model, "_call_inside", lambda: call())
+    register_fsdp_forward_method(model, "_call_inside")
+    return model._call_inside()  # type: ignore[operator]
 
 
 class WorldVLATrainer(ResumableTrainer):
@@ -174,6 +190,14 @@ class WorldVLATrainer(ResumableTrainer):
         self._meter.end_step()
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
+    def log_sums(self) -> dict[str, torch.Tensor]:
+        """Add the sums of the roles to what is restored after an interruption.
+
+        Returns:
+            `dict[str, torch.Tensor]`: by name.
+        """
+        return super().log_sums() | {"roles": self._role_sums}
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add each role's mean loss and the speed since the last log line; a role without samples is left out."""
         if "loss" in logs:
@@ -210,7 +234,7 @@ class WorldVLATrainer(ResumableTrainer):
         """Score one batch; nothing as wide as the vocabulary leaves it."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
-            self._scores.update(self._worldvla, inputs)
+            as_forward(self.accelerator.unwrap_model(self.model), partial(self._scores.update, self._worldvla, inputs))
         return None, None, None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

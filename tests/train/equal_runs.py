@@ -1,6 +1,6 @@
 """What each process of test_processes.py does; started by torchrun, or called in one process.
 
-torchrun --nproc_per_node 2 -m tests.train.equal_runs FOLDER
+torchrun --nproc_per_node 2 -m tests.train.equal_runs FOLDER whole|sharded
 """
 
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
+from transformers.distributed import DistributedConfig
 
 from modeling_worldvla import WorldVLAForCausalLM
 from train.arguments import WorldVLATrainingArguments
@@ -26,13 +27,16 @@ class KeepGradients(TrainerCallback):
         self.model, self.gradients = model, []
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        self.gradients.append(torch.cat([weight.grad.flatten() for weight in self.model.parameters()]).clone())
+        gradients = [weight.grad for weight in self.model.parameters()]
+        whole = [gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient for gradient in gradients]
+        self.gradients.append(torch.cat([gradient.flatten() for gradient in whole]).clone())
 
 
-def run(folder, dtype, processes, micro_batches, packed_length=None):
+def run(folder, dtype, processes, micro_batches, packed_length=None, sharded=False):
     """Train two steps of eight samples, then evaluate: losses, gradients and metrics."""
     samples = json.loads((folder / "samples.json").read_text())
-    model = WorldVLAForCausalLM.from_pretrained(folder / "model", dtype=dtype)
+    options = {"distributed_config": DistributedConfig(fsdp_size=processes)} if sharded else {}
+    model = WorldVLAForCausalLM.from_pretrained(folder / "model", dtype=dtype, **options)
     arguments = WorldVLATrainingArguments(
         output_dir=str(folder / "out"),
         use_cpu=True,
@@ -69,9 +73,13 @@ def run(folder, dtype, processes, micro_batches, packed_length=None):
 
 
 def main():
-    folder = Path(sys.argv[1])
+    folder, kind = Path(sys.argv[1]), sys.argv[2]
+    if kind == "sharded":
+        torch.distributed.init_process_group("gloo")
     results = {
-        f"{dtype}, {micro_batches} micro-batches, packed {length}": run(folder, dtype, 2, micro_batches, length)
+        f"{dtype}, {micro_batches} micro-batches, packed {length}": run(
+            folder, dtype, 2, micro_batches, length, kind == "sharded"
+        )
         for dtype in (torch.float64, torch.float32)
         for micro_batches, length in ((1, None), (2, None), (2, 260))
     }

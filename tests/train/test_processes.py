@@ -38,16 +38,22 @@ def test_accumulated_micro_batches_equal_one_batch(folder, dtype):
         assert_same(run(folder, dtype, 1, micro_batches, packed_length), whole, TOLERANCE[dtype])
 
 
-def test_two_processes_equal_one(folder):
+def run_two_processes(folder, kind):
+    """What two processes report, by name; each of them once."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command += ["-m", "tests.train.equal_runs", str(folder)]
+    command += ["-m", "tests.train.equal_runs", str(folder), kind]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
+    return [item for rank in range(2) for item in torch.load(folder / f"results_{rank}.pt").items()]
+
+
+@pytest.mark.parametrize("kind", ["whole", pytest.param("sharded", marks=pytest.mark.slow)])
+def test_two_processes_equal_one(folder, kind):
+    """With a whole model in each (DDP), and with one that is sharded over both (FSDP2)."""
     alone = {dtype: run(folder, dtype, 1, 1) for dtype in TOLERANCE}
-    for rank in range(2):
-        results = torch.load(folder / f"results_{rank}.pt")
-        assert len(results) == 6
-        for name, result in results.items():
-            (dtype,) = (dtype for dtype in TOLERANCE if str(dtype) in name)
-            assert_same(result, alone[dtype], TOLERANCE[dtype])
+    results = run_two_processes(folder, kind)
+    assert len(results) == 12
+    for name, result in results:
+        (dtype,) = (dtype for dtype in TOLERANCE if str(dtype) in name)
+        assert_same(result, alone[dtype], TOLERANCE[dtype])
