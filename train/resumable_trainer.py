@@ -132,12 +132,14 @@ class ResumableTrainer(Trainer):
             logger.info("Stopped after step %d. The same command goes on from there.", self.state.global_step)
             raise SystemExit(EXIT_STOPPED)
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+    def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
         """Do an epoch; a run that was complete when it was resumed does no step more."""
         if self.state.global_step >= self.state.max_steps or self._has_stopped_early():
             self.control.should_training_stop = True
             return
-        super()._run_epoch(*args, **kwargs)
+        if kwargs["resume_from_checkpoint"] is not None and kwargs["epoch"] == kwargs["epochs_trained"]:
+            self._load_log_sums(Path(kwargs["resume_from_checkpoint"]))
+        super()._run_epoch(**kwargs)
 
     def _has_stopped_early(self) -> bool:
         """Whether the checkpoint was written after early stopping had ended the run."""
@@ -199,6 +201,34 @@ class ResumableTrainer(Trainer):
         """
         with nullcontext() if _internal_call else self.averaged_weights():
             super().save_model(output_dir, _internal_call)
+
+    # The log
+
+    def log_sums(self) -> dict[str, torch.Tensor]:
+        """What this process has added up since the last log line: a line begun before an interruption goes on.
+
+        Returns:
+            `dict[str, torch.Tensor]`: by name; they are restored in place.
+        """
+        return {"loss": self._tr_loss}
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        last_line = {"step": str(self._globalstep_last_logged)}
+        save_file(
+            {name: value.cpu() for name, value in self.log_sums().items()}, self._log_sums_in(output_dir), last_line
+        )
+
+    def _load_log_sums(self, checkpoint: Path) -> None:
+        path = self._log_sums_in(checkpoint)
+        if path.is_file():  # another number of processes has other sums
+            for name, value in load_file(path).items():
+                self.log_sums()[name].copy_(value)
+            with safe_open(path, framework="pt") as file:
+                self._globalstep_last_logged = int(file.metadata()["step"])
+
+    def _log_sums_in(self, checkpoint: str | Path) -> Path:
+        return Path(checkpoint) / f"log_sums_{self.args.process_index}_of_{self.args.world_size}.safetensors"
 
     # The average
 

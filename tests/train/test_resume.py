@@ -126,6 +126,16 @@ def test_a_signal_in_the_middle_of_an_epoch_evaluates_nothing_more(task, tmp_pat
     assert all(one[name].equal(other[name]) for name in one)
 
 
+def test_a_log_line_goes_on(task, tmp_path):
+    """Stopped between two lines of the log, the next line is the mean over all of its steps."""
+    rarely = {"logging_steps": 5}
+    assert run(task, tmp_path / "whole", **rarely) == [0]
+    assert run(task, tmp_path / "run", ("SIGTERM", 6), **rarely) == [EXIT_STOPPED]
+    assert run(task, tmp_path / "run", **rarely) == [0]
+    assert [line["step"] for line in read_log(tmp_path / "run")] == [5, 10]
+    assert read_log(tmp_path / "run") == read_log(tmp_path / "whole")
+
+
 def test_full_disk_leaves_the_last_good_checkpoint(task, whole, tmp_path):
     output = tmp_path / "run"
     assert run(task, output, ("full disk", 3)) == [1]
