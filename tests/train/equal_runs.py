@@ -1,6 +1,6 @@
 """What each process of test_processes.py does; started by torchrun, or called in one process.
 
-torchrun --nproc_per_node 2 -m tests.train.equal_runs FOLDER whole|sharded
+torchrun --nproc_per_node 2 -m tests.train.equal_runs FOLDER whole|sharded|scores
 """
 
 import json
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback
 from transformers.distributed import DistributedConfig
 
@@ -15,7 +16,8 @@ from modeling_worldvla import WorldVLAForCausalLM
 from train.arguments import WorldVLATrainingArguments
 from train.collation import WorldVLACollator
 from train.packing import PackingCollator
-from train.trainer import WorldVLATrainer
+from train.scores import LabelScores
+from train.trainer import WorldVLATrainer, as_forward
 
 STEPS, BATCH = 2, 8  # samples of a step, over all processes and micro-batches
 
@@ -72,17 +74,32 @@ def run(folder, dtype, processes, micro_batches, packed_length=None, sharded=Fal
     return {"losses": losses, "gradients": kept.gradients, "metrics": metrics}
 
 
+def score_sharded(folder):
+    """Scores of all samples by a model that is sharded as accelerate shards it: its layers, and the rest as one."""
+    samples = json.loads((folder / "samples.json").read_text())
+    model = WorldVLAForCausalLM.from_pretrained(folder / "model")
+    for part in (*model.model.layers, model):
+        fully_shard(part)
+    scores = LabelScores(model.config)
+    as_forward(model, lambda: scores.update(model, WorldVLACollator(model.config.pad_token_id)(samples)))
+    return {"scores": scores.metrics()}
+
+
 def main():
     folder, kind = Path(sys.argv[1]), sys.argv[2]
-    if kind == "sharded":
+    if kind != "whole":
         torch.distributed.init_process_group("gloo")
-    results = {
-        f"{dtype}, {micro_batches} micro-batches, packed {length}": run(
-            folder, dtype, 2, micro_batches, length, kind == "sharded"
-        )
-        for dtype in (torch.float64, torch.float32)
-        for micro_batches, length in ((1, None), (2, None), (2, 260))
-    }
+    results = (
+        score_sharded(folder)
+        if kind == "scores"
+        else {
+            f"{dtype}, {micro_batches} micro-batches, packed {length}": run(
+                folder, dtype, 2, micro_batches, length, kind == "sharded"
+            )
+            for dtype in (torch.float64, torch.float32)
+            for micro_batches, length in ((1, None), (2, None), (2, 260))
+        }
+    )
     rank = torch.distributed.get_rank()
     torch.save(results, folder / f"results_{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from train.collation import WorldVLACollator
+from train.scores import LabelScores
+
 from .equal_runs import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,3 +60,12 @@ def test_two_processes_equal_one(folder, kind):
     for name, result in results:
         (dtype,) = (dtype for dtype in TOLERANCE if str(dtype) in name)
         assert_same(result, alone[dtype], TOLERANCE[dtype])
+
+
+@pytest.mark.slow
+def test_scores_of_a_sharded_model_equal_those_of_a_whole_one(folder, make_model, samples):
+    model = make_model()
+    scores = LabelScores(model.config)
+    scores.update(model, WorldVLACollator(model.config.pad_token_id)([samples[i] for i in range(len(samples))]))
+    for _, metrics in run_two_processes(folder, "scores"):
+        assert metrics == pytest.approx(scores.metrics(), rel=1e-6)
