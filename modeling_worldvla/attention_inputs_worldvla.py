@@ -121,8 +121,8 @@ def _check_flex_on_cpu(finished_mask: bool, past_key_values: Cache | None) -> No
     """Refuse what PyTorch's flex attention ends the process with on a CPU."""
     if finished_mask or (past_key_values is not None and _may_be_filled(past_key_values)):
         raise ValueError(
-            "Flex attention runs whole sequences on a CPU; cached steps (all of decoding) and masks of four axes crash "
-            "in it there. Call `model.set_attn_implementation('sdpa')`, or move the model to a GPU."
+            "Flex attention runs whole sequences on a CPU; cached steps (all of decoding) and masks of four axes "
+            "crash in it there. Call `model.set_attn_implementation('sdpa')`, or move the model to a GPU."
         )
 
 
