@@ -16,8 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from modeling_worldvla import WorldVLAForCausalLM
 from modeling_worldvla.hub_worldvla import upload_checkpoint
 from modeling_worldvla.model_card_worldvla import write_model_card
 from tokenization import WorldVLAProcessor
@@ -59,7 +62,25 @@ def save_model(trainer: WorldVLATrainer, folder: Path) -> None:
     if base is not model:
         model.save_pretrained(folder / ADAPTER, state_dict=weights)
         weights = merge_adapters(model, weights)
-    base.save_pretrained(folder, state_dict=weights)
+    write_model(base, weights, folder)
+
+
+def write_model(model: PreTrainedModel, weights: dict[str, Tensor], folder: Path) -> None:
+    """Write config, weights and code, whatever became of the model's modules and class in training.
+
+    FSDP2 gives a model another class, LoRA other modules: what is written is that of an untouched one.
+
+    Args:
+        model (`PreTrainedModel`): of which config and generation config are taken.
+        weights (`dict[str, Tensor]`): the state dict.
+        folder (`Path`): gets the files.
+    """
+    config: Any = model.config
+    with torch.device("meta"):
+        plain: Any = WorldVLAForCausalLM(config)
+    plain = plain.to(next(iter(weights.values())).dtype)
+    plain.generation_config = model.generation_config
+    plain.save_pretrained(folder, state_dict=weights)
 
 
 def save_processor(trainer: WorldVLATrainer, processor: WorldVLAProcessor, folder: Path) -> None:
