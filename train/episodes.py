@@ -253,7 +253,7 @@ class SampleDataset(Dataset):
 
     def _world_model_sample(self, episode: int, step: int) -> dict[str, list[int]]:
         first, rounds = max(0, step + 1 - self.options.world_model_history), self.options.world_model_rounds
-        if self.episodes.leading is not None:
+        if self.episodes.leading is not None and first < step:
             first += sum(1 + np.flatnonzero(~self.episodes.leading[episode][first:step])[-1:])  # not across a gap
         shown = list(self.episodes.frames(episode, slice(first, step + rounds + 1), num_cameras=1)[:, 0])
         actions = self.episodes.actions(episode, slice(first, step + rounds))
