@@ -31,6 +31,10 @@ SIZES = (
     "swin_norm",
 )
 LOOKED_AT = 64  # samples of a split whose length is measured before training
+_NOTHING = (
+    "`--model_name_or_path {}` is neither a folder here nor a model that the Hub gives out. "
+    "docs/training.md#where-training-begins says how to make a starting point."
+)
 PROCESSOR_CONFIG = "processor_config.json"
 
 
@@ -79,7 +83,7 @@ def build_model(
 
     Raises:
         ValueError: if a checkpoint has other token ids or another action width than the processor that made the
-            tokens, or is none of this project.
+            tokens.
     """
     own = {f.name for f in fields(model_arguments)} - {"model_name_or_path", "dtype", *LORA_OPTIONS}
     options = {name: getattr(model_arguments, name) for name in own}
@@ -89,7 +93,6 @@ def build_model(
         return WorldVLAForCausalLM(
             WorldVLAConfig(**ids, **options, num_key_value_heads=model_arguments.num_attention_heads)
         )
-    require_checkpoint(path)
     model = WorldVLAForCausalLM.from_pretrained(
         path,
         dtype=getattr(torch, model_arguments.dtype),
@@ -108,7 +111,7 @@ def require_checkpoint(path: str) -> None:
         path (`str`): folder or Hub id.
 
     Raises:
-        FileNotFoundError: if a folder holds no model; says what it holds instead.
+        FileNotFoundError: if there is nothing of that name, or a folder holds no model; says what it holds instead.
         ValueError: if it is a Chameleon model that has not been converted.
     """
     folder = Path(path)
@@ -119,7 +122,12 @@ def require_checkpoint(path: str) -> None:
         elif saved := sorted(path.name for path in folder.glob("checkpoint-*")):
             hint = f"That run is not finished; give one of its checkpoints: {', '.join(saved)}."
         raise FileNotFoundError(f"`--model_name_or_path {path}` holds no model: config.json is missing. {hint}")
-    config = _read_checkpoint_file(path, "config.json") or {}
+    try:
+        config = _read_checkpoint_file(path, "config.json")
+    except OSError as error:
+        raise FileNotFoundError(f"{_NOTHING.format(path)} The Hub says: {error}") from error
+    if config is None:
+        raise FileNotFoundError(_NOTHING.format(path))
     if config.get("model_type") == "chameleon":
         raise ValueError(
             f"`--model_name_or_path {path}` is a Chameleon model in its own form. Convert it first: "

@@ -27,6 +27,7 @@ from train.episodes import Episodes, SampleDataset
 from train.exporting import save_everything
 from train.initialization import (
     build_model,
+    require_checkpoint,
     require_positions,
     require_same_data,
     require_wanted_data,
@@ -84,10 +85,12 @@ def make_trainer(
         `WorldVLATrainer`: ready to train; the output folder belongs to this run.
 
     Raises:
+        FileNotFoundError: if there is no checkpoint where one is named.
         ValueError: if checkpoint, data and options do not fit together, or the output folder is another run's.
     """
     require_wanted_data(data_arguments, episodes, processor)
     if model_arguments.model_name_or_path is not None:
+        require_checkpoint(model_arguments.model_name_or_path)
         require_same_data(model_arguments.model_name_or_path, episodes, processor)
     model: Any = build_model(model_arguments, data_arguments, processor)
     if model_arguments.lora_rank:

@@ -13,6 +13,7 @@ from train.arguments import DataArguments, ModelArguments
 from train.initialization import (
     build_model,
     load_processor,
+    require_checkpoint,
     require_positions,
     require_same_data,
     require_wanted_data,
@@ -144,15 +145,25 @@ def test_samples_longer_than_the_positions_are_refused(samples, make_model):
         require_positions({"train": samples}, make_model(max_position_embeddings=longest - 1).config)
 
 
-def test_folders_that_hold_no_model_are_named(processor, tmp_path):
+def test_folders_that_hold_no_model_are_named(tmp_path):
     (tmp_path / "checkpoint-20").mkdir()
     with pytest.raises(FileNotFoundError, match="not finished; give one of its checkpoints: checkpoint-20"):
-        build(tmp_path, processor)
+        require_checkpoint(str(tmp_path))
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="holds adapters alone: give the folder above it"):
-        build(tmp_path, processor)
+        require_checkpoint(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "chameleon"}')
     with pytest.raises(
         ValueError, match="is a Chameleon model in its own form. Convert it first: .*convert_chameleon"
     ):
-        build(tmp_path, processor)
+        require_checkpoint(str(tmp_path))
+
+
+def test_names_that_nobody_knows_lead_to_the_docs(monkeypatch):
+    with pytest.raises(
+        FileNotFoundError, match="neither a folder here nor a model that the Hub .* The Hub says: .*run"
+    ):
+        require_checkpoint("outputs/some/run")
+    monkeypatch.setattr("train.initialization.cached_file", lambda *_, **__: None)
+    with pytest.raises(FileNotFoundError, match="nowhere` is neither .*training.md#where-training-begins says how"):
+        require_checkpoint("me/nowhere")
