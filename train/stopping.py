@@ -35,12 +35,11 @@ class LossGuard(TrainerCallback, ExportableState):
         """What a checkpoint keeps, in the form that transformers asks for."""
         return {"args": {}, "attributes": {"recent": list(self.recent)}}
 
-    def check(self, loss: float, gradient_norm: float | None, max_ratio: float | None) -> str | None:
-        """Judge a step; a good one is remembered.
+    def check(self, loss: float, max_ratio: float | None) -> str | None:
+        """Judge the loss of a step; a good one is remembered.
 
         Args:
             loss (`float`): of the whole optimizer step.
-            gradient_norm (`float` or `None`): before clipping; `None` where infinity is expected (a loss scale).
             max_ratio (`float` or `None`): most that the loss may be, over the median of the last steps.
 
         Returns:
@@ -48,8 +47,6 @@ class LossGuard(TrainerCallback, ExportableState):
         """
         if not math.isfinite(loss):
             return f"The loss is {loss}"
-        if gradient_norm is not None and not math.isfinite(gradient_norm):
-            return f"The loss is {loss:.4g}, but the norm of its gradient is {gradient_norm}"
         if max_ratio is not None and len(self.recent) >= self.FEWEST:
             median = statistics.median(self.recent)
             if loss > max_ratio * median:

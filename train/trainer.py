@@ -5,6 +5,7 @@ sample of the optimizer step: all accumulation steps, all processes. So one proc
 equals one large batch.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -154,18 +155,24 @@ class WorldVLATrainer(ResumableTrainer):
             self._role_sums += torch.stack([means * counts, counts])
             self._meter.count(inputs)
             self._step_losses.append(loss.detach().float())
+            if len(self._step_losses) == len(self._step_batches):
+                self._check_loss()
         return (loss, outputs) if return_outputs else loss
 
-    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        """Look at loss and gradient when all of the step is there and nothing is applied yet."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+    def _check_loss(self) -> None:
+        """Look at the loss when all of the step is there, before the backward that a sharded optimizer may step in."""
         total = torch.stack(self._step_losses).sum()
         loss = float(self.accelerator.reduce(total, "mean"))  # each is scaled by the number of processes
-        has_scale = self.accelerator.scaler is not None  # it finds infinite gradients by itself, and skips the step
         (guard,) = (callback for callback in self.callback_handler.callbacks if isinstance(callback, LossGuard))
-        fault = guard.check(loss, None if has_scale or norm is None else float(norm), self.args.max_loss_ratio)
+        fault = guard.check(loss, self.args.max_loss_ratio)
         if fault is not None:
             self._stop_at(fault)
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """Look at the gradient before it is applied; a loss scale finds infinite ones itself, and skips the step."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and self.accelerator.scaler is None and not math.isfinite(float(norm)):
+            self._stop_at(f"The norm of the gradient is {float(norm)}")
         return norm
 
     def _stop_at(self, fault: str) -> None:

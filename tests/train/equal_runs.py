@@ -1,10 +1,11 @@
 """What each process of test_processes.py does; started by torchrun, or called in one process.
 
-torchrun --nproc_per_node 2 -m tests.train.equal_runs FOLDER whole|sharded|scores
+torchrun --nproc_per_node 2 -m tests.train.equal_runs FOLDER whole|sharded|scores|diverge
 """
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,10 @@ from train.arguments import WorldVLATrainingArguments
 from train.collation import WorldVLACollator
 from train.packing import PackingCollator
 from train.scores import LabelScores
+from train.stopping import TrainingDivergedError
 from train.trainer import WorldVLATrainer, as_forward
+
+from .test_stopping import Break
 
 STEPS, BATCH = 2, 8  # samples of a step, over all processes and micro-batches
 
@@ -34,8 +38,8 @@ class KeepGradients(TrainerCallback):
         self.gradients.append(torch.cat([gradient.flatten() for gradient in whole]).clone())
 
 
-def run(folder, dtype, processes, micro_batches, packed_length=None, sharded=False):
-    """Train two steps of eight samples, then evaluate: losses, gradients and metrics."""
+def make_trainer(folder, dtype, processes, micro_batches, packed_length=None, sharded=False):
+    """A trainer of two steps of eight samples each, and its model."""
     samples = json.loads((folder / "samples.json").read_text())
     options = {"distributed_config": DistributedConfig(fsdp_size=processes)} if sharded else {}
     model = WorldVLAForCausalLM.from_pretrained(folder / "model", dtype=dtype, **options)
@@ -54,16 +58,21 @@ def run(folder, dtype, processes, micro_batches, packed_length=None, sharded=Fal
         max_grad_norm=0.0,
         seed=0,
     )
+    packing, padding = PackingCollator(model.config, packed_length), WorldVLACollator(model.config.pad_token_id)
     trainer = WorldVLATrainer(
         model=model,
         args=arguments,
         train_dataset=samples,
         eval_dataset={"val_ind": samples[:-1]},
-        data_collator=PackingCollator(model.config, packed_length)
-        if packed_length
-        else WorldVLACollator(model.config.pad_token_id),
+        data_collator=packing if packed_length else padding,
         bin_values=torch.linspace(-1, 1, model.config.num_action_tokens).expand(model.config.action_dim, -1),
     )
+    return trainer, model
+
+
+def run(*settings, **options):
+    """Train two steps, then evaluate: losses, gradients and metrics."""
+    trainer, model = make_trainer(*settings, **options)
     kept = KeepGradients(model)
     trainer.add_callback(kept)
     trainer.train()
@@ -85,23 +94,36 @@ def score_sharded(folder):
     return {"scores": scores.metrics()}
 
 
+def run_all(folder, sharded=False):
+    """Every way to split a step over two processes."""
+    return {
+        f"{dtype}, {micro_batches} micro-batches, packed {length}": run(
+            folder, dtype, 2, micro_batches, length, sharded=sharded
+        )
+        for dtype in (torch.float64, torch.float32)
+        for micro_batches, length in ((1, None), (2, None), (2, 260))
+    }
+
+
+def diverge(folder):
+    """The error in each process, when the loss of the second alone is no number."""
+    trainer, model = make_trainer(folder, torch.float32, 2, 2)
+    if torch.distributed.get_rank() == 1:
+        trainer.add_callback(Break(model, 2, float("nan")))
+    try:
+        trainer.train()
+    except TrainingDivergedError as error:
+        return {"error": str(error), "step": trainer.state.global_step}
+    return {}
+
+
 def main():
     folder, kind = Path(sys.argv[1]), sys.argv[2]
-    if kind != "whole":
+    if kind in ("sharded", "scores"):
         torch.distributed.init_process_group("gloo")
-    results = (
-        score_sharded(folder)
-        if kind == "scores"
-        else {
-            f"{dtype}, {micro_batches} micro-batches, packed {length}": run(
-                folder, dtype, 2, micro_batches, length, kind == "sharded"
-            )
-            for dtype in (torch.float64, torch.float32)
-            for micro_batches, length in ((1, None), (2, None), (2, 260))
-        }
-    )
-    rank = torch.distributed.get_rank()
-    torch.save(results, folder / f"results_{rank}.pt")
+    kinds = {"whole": run_all, "sharded": partial(run_all, sharded=True), "scores": score_sharded, "diverge": diverge}
+    results = kinds[kind](folder)
+    torch.save(results, folder / f"results_{torch.distributed.get_rank()}.pt")
     torch.distributed.destroy_process_group()
 
 

@@ -42,24 +42,24 @@ def test_accumulated_micro_batches_equal_one_batch(folder, dtype):
 
 
 def run_two_processes(folder, kind):
-    """What two processes report, by name; each of them once."""
+    """What each of two processes reports."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command += ["-m", "tests.train.equal_runs", str(folder), kind]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    return [item for rank in range(2) for item in torch.load(folder / f"results_{rank}.pt").items()]
+    return [torch.load(folder / f"results_{rank}.pt") for rank in range(2)]
 
 
 @pytest.mark.parametrize("kind", ["whole", pytest.param("sharded", marks=pytest.mark.slow)])
 def test_two_processes_equal_one(folder, kind):
     """With a whole model in each (DDP), and with one that is sharded over both (FSDP2)."""
     alone = {dtype: run(folder, dtype, 1, 1) for dtype in TOLERANCE}
-    results = run_two_processes(folder, kind)
-    assert len(results) == 12
-    for name, result in results:
-        (dtype,) = (dtype for dtype in TOLERANCE if str(dtype) in name)
-        assert_same(result, alone[dtype], TOLERANCE[dtype])
+    for results in run_two_processes(folder, kind):
+        assert len(results) == 6
+        for name, result in results.items():
+            (dtype,) = (dtype for dtype in TOLERANCE if str(dtype) in name)
+            assert_same(result, alone[dtype], TOLERANCE[dtype])
 
 
 @pytest.mark.slow
@@ -67,5 +67,15 @@ def test_scores_of_a_sharded_model_equal_those_of_a_whole_one(folder, make_model
     model = make_model()
     scores = LabelScores(model.config)
     scores.update(model, WorldVLACollator(model.config.pad_token_id)([samples[i] for i in range(len(samples))]))
-    for _, metrics in run_two_processes(folder, "scores"):
-        assert metrics == pytest.approx(scores.metrics(), rel=1e-6)
+    for results in run_two_processes(folder, "scores"):
+        assert results["scores"] == pytest.approx(scores.metrics(), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_processes_stop_together(folder):
+    """One of them sees a loss that is no number; each keeps its own batch."""
+    for rank, result in enumerate(run_two_processes(folder, "diverge")):
+        path = folder / "out" / f"offending_batch_step2_rank{rank}.safetensors"
+        assert result["step"] == 1 and path.is_file()
+        assert result["error"].startswith("The loss is nan, at step 2 ")
+        assert f"(process {rank}, micro-batch" in result["error"] and f"`{path}`" in result["error"]

@@ -57,9 +57,7 @@ def test_a_gradient_that_is_no_number_ends_training_before_the_step(make_model, 
     model = make_model()
     model.lm_head.weight.register_hook(lambda gradient: gradient * float("nan"))
     trainer = make_trainer(model, samples, tmp_path, save_strategy="no")
-    with pytest.raises(
-        TrainingDivergedError, match=r"The loss is \d.*, but the norm of its gradient is nan, at step 1 "
-    ):
+    with pytest.raises(TrainingDivergedError, match="The norm of the gradient is nan, at step 1 "):
         trainer.train()
     assert_equal_weights(model, make_model())
 
@@ -76,15 +74,14 @@ def test_an_exploding_loss_ends_training_before_the_step(make_model, samples, tm
 def test_guard_by_hand():
     guard = LossGuard()
     for loss in [4.0] * LossGuard.FEWEST:
-        assert guard.check(loss, 1.0, 2.0) is None
-    assert guard.check(8.0, 1.0, 2.0) is None
-    assert "is 8.1, over 2 times (`--max_loss_ratio`) the 4 that is the median of the last 11" in guard.check(
-        8.1, 1.0, 2.0
-    )
-    assert guard.check(8.1, 1.0, None) is None
-    assert guard.check(8.1, None, None) is None
+        assert guard.check(loss, 2.0) is None
+    assert guard.check(8.0, 2.0) is None
+    fault = "is 8.1, over 2 times (`--max_loss_ratio`) the 4 that is the median of the last 11"
+    assert fault in guard.check(8.1, 2.0)
+    assert guard.check(8.1, None) is None
+    assert guard.check(float("-inf"), None) == "The loss is -inf"
     for _ in range(200):
-        guard.check(1.0, 1.0, None)
+        guard.check(1.0, None)
     assert guard.recent == [1.0] * LossGuard.WINDOW
 
 
