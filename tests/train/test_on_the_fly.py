@@ -90,10 +90,12 @@ def test_a_frame_is_encoded_once_while_it_is_kept(arguments, monkeypatch):
 def test_training_reads_demonstrations(arguments, tmp_path):
     flags = [f"--demonstrations={arguments['demonstrations'][0]}", "--vq_model", arguments["vq_model"]]
     flags += ["--num_text_tokens", "300", "--output_dir", str(tmp_path / "run"), "--dataset_name", "squares"]
+    flags += ["--cameras", "agentview", "wrist", "--tail", "pad", "--world_model_rounds", "2"]
     metrics = train.run.main([*flags, *TINY_MODEL])
     assert metrics["eval_val_ind_loss"] > 0
     card = json.loads((tmp_path / "run" / "data_card.json").read_text())
     assert card["dataset_name"] == "squares" and card["steps"] == 4 * STEPS
+    assert card["cameras"] == ["agentview", "wrist"]
     used = json.loads((tmp_path / "run" / "training_args.json").read_text())
     assert used["demonstrations"]["num_text_tokens"] == 300
 
