@@ -11,6 +11,7 @@ from evaluation.arguments import parse_arguments as parse_evaluation
 from evaluation.compare import CompareArguments
 from evaluation.record_demonstrations import RecordingArguments
 from evaluation.rerender import RerenderArguments
+from train.ablation import AblationArguments
 from train.argument_parsing import parse_arguments
 from train.arguments import DataArguments, ModelArguments, WorldVLATrainingArguments
 from train.pretokenize_arguments import PretokenizeArguments
@@ -22,6 +23,7 @@ CLASSES = {
     "train/run_vqgan.py": [VQGANArguments],
     "train/run_perceptual.py": [PerceptualArguments],
     "train/pretokenize.py": [PretokenizeArguments],
+    "train/ablation.py": [AblationArguments],
     "train/run.py": [ModelArguments, DataArguments, WorldVLATrainingArguments],
     "evaluation/record_demonstrations.py": RecordingArguments,
     "evaluation/rerender.py": RerenderArguments,
