@@ -92,6 +92,16 @@ def test_evaluation_scores_equal_the_models_own_loss(make_model, samples, tmp_pa
     assert metrics["eval_val_ind_action_bin_error"] > 0
 
 
+def test_nothing_as_wide_as_the_vocabulary_leaves_a_batch(make_model, samples, tmp_path):
+    model = make_model()
+    shapes = []
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: shapes.append(tuple(logits.shape)))
+    model.config.loss_chunk_size = 7
+    output = make_trainer(model, samples, tmp_path, per_device_eval_batch_size=3).predict(samples)
+    assert output.predictions is None and output.label_ids is None and output.metrics["test_loss"] > 0
+    assert len(shapes) > len(samples) and max(rows for rows, _ in shapes) == 7
+
+
 class StopAt(TrainerCallback):
     """Ends training after a step, as an interruption does: nothing else changes."""
 
