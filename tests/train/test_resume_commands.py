@@ -32,7 +32,8 @@ OPTIONS = [
     "2",
 ]
 OPTIONS += ["--use_cpu", "true", "--disable_tqdm", "true", "--per_device_train_batch_size", "2", "--save_steps", "2"]
-OPTIONS += ["--attention_dropout", "0.1", "--ema_decay", "0.9", "--lr_scheduler_type", "cosine"]
+OPTIONS += ["--attention_dropout", "0.1", "--lr_scheduler_type", "cosine"]
+AVERAGE = ["--ema_decay", "0.9"]
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +46,8 @@ def tokens(processor, tmp_path_factory):
     return folder / "tokens"
 
 
-def flags_of(tokens, output, steps):
-    return ["--tokens", str(tokens), "--output_dir", str(output), "--max_steps", str(steps), *OPTIONS]
+def flags_of(tokens, output, steps, more=AVERAGE):
+    return ["--tokens", str(tokens), "--output_dir", str(output), "--max_steps", str(steps), *OPTIONS, *more]
 
 
 def assert_same_model(output, whole):
@@ -88,7 +89,7 @@ def test_command_refuses_the_folder_of_another_run(tokens, tmp_path):
 
 
 def start(command, log):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     return subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, env=environment, stdout=log.open("a"), stderr=subprocess.STDOUT
     )
@@ -135,4 +136,25 @@ def test_launched_command_saves_when_the_launcher_is_told_to_stop(tokens, tmp_pa
     assert start([*launch, *flags_of(tokens, output, steps)], log).wait() == 0
     whole = tmp_path / "whole"
     assert start([*launch, *flags_of(tokens, whole, steps)], log).wait() == 0
+    assert_same_model(output, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("name", "script"), [("fsdp2", "tests/train/fsdp_on_processors.py"), ("zero3", "train/run.py")]
+)
+def test_a_model_in_parts_goes_on(tokens, tmp_path, name, script):
+    """Killed, and resumed by the configurations of accelerate that come along."""
+    if name == "zero3":
+        pytest.importorskip("deepspeed", reason="optional: ZeRO-3")
+    whole, output, log, steps = tmp_path / "whole", tmp_path / "run", tmp_path / "log.txt", 40
+    launch = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--mixed_precision", "no", "--config_file"]
+    launch += [str(Path(train.run.__file__).parent / f"recipes/accelerate/{name}.yaml"), script]
+    assert start([*launch, *flags_of(tokens, whole, steps, more=[])], log).wait() == 0, log.read_text()[-4000:]
+    process = start([*launch, *flags_of(tokens, output, steps, more=[])], log)
+    wait_for_checkpoint(process, output, 4)
+    process.terminate()  # the launcher passes it on
+    assert process.wait() != 0 and not (output / "model.safetensors").exists()
+    assert start([*launch, *flags_of(tokens, output, steps, more=[])], log).wait() == 0, log.read_text()[-4000:]
     assert_same_model(output, whole)
