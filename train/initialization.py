@@ -5,6 +5,7 @@ Everything that could make a run worthless is refused here, before the first ste
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -239,6 +240,23 @@ def require_positions(samples: Mapping[str, Any], config: WorldVLAConfig) -> Non
                 "positions. Lower `--n_obs_steps`, `--chunk_size` or `--world_model_history`, or give a new model "
                 f"`--max_position_embeddings {longest}`."
             )
+
+
+def require_sharding(sharded: bool) -> None:
+    """Refuse a run that was launched to split its model and does not: accelerate splits on accelerators alone.
+
+    Args:
+        sharded (`bool`): whether the trainer splits the model.
+
+    Raises:
+        ValueError: if the launcher asked for FSDP and each process holds the whole model.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and not sharded:
+        raise ValueError(
+            "The launcher asked for FSDP, but each process would hold the whole model: accelerate splits models on "
+            "accelerators alone, and among several processes. Launch on GPUs with `--num_processes` above 1, or "
+            "without FSDP."
+        )
 
 
 def list_cameras(card: dict[str, Any]) -> list[str]:

@@ -30,6 +30,7 @@ from train.initialization import (
     require_checkpoint,
     require_positions,
     require_same_data,
+    require_sharding,
     require_wanted_data,
 )
 from train.on_the_fly import open_data
@@ -109,6 +110,7 @@ def make_trainer(
         bin_values=action_bin_values(processor, episodes.card["dataset_name"]),
         clipped_by_split=episodes.card.get("clipped_by_split"),
     )
+    require_sharding(trainer.is_fsdp_enabled)
     if training_arguments.rollout_every:
         plan = RolloutPlan.for_training(training_arguments, episodes.card, processor)
         trainer.add_callback(SimulatorRollouts(trainer, processor, plan, training_arguments.rollout_every))

@@ -16,6 +16,7 @@ from train.initialization import (
     require_checkpoint,
     require_positions,
     require_same_data,
+    require_sharding,
     require_wanted_data,
 )
 
@@ -167,3 +168,13 @@ def test_names_that_nobody_knows_lead_to_the_docs(monkeypatch):
     monkeypatch.setattr("train.initialization.cached_file", lambda *_, **__: None)
     with pytest.raises(FileNotFoundError, match="nowhere` is neither .*training.md#where-training-begins says how"):
         require_checkpoint("me/nowhere")
+
+
+def test_fsdp_that_splits_nothing_is_refused(monkeypatch):
+    require_sharding(sharded=False)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    require_sharding(sharded=True)
+    with pytest.raises(
+        ValueError, match="asked for FSDP, but each process would hold the whole model.*Launch on GPUs"
+    ):
+        require_sharding(sharded=False)
