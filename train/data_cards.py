@@ -33,13 +33,11 @@ def describe_data(
         tasks (`Sequence[DemonstrationTask]`): the demonstrations.
         processor (`WorldVLAProcessor`): complete.
         dataset_name (`str`): name of the action limits.
-        splits (mapping of `Sized`): the episodes of each split.
-        commands (mapping of `Commands`): those of each split.
+        splits, commands (mappings): the episodes of each split, and their commands.
 
     Returns:
         `dict`: JSON values.
     """
-    stride = stride_of(processor.vq_model)
     clipped = {name: count_clipped(batches, processor, dataset_name) for name, batches in commands.items()}
     steps, by_dimension = sum(split.steps for split in clipped.values()), sum(s.actions for s in clipped.values())
     return {
@@ -47,7 +45,7 @@ def describe_data(
         "camera": "+".join(arguments.cameras),
         "cameras": list(arguments.cameras),
         "world_model_camera": arguments.cameras[0],
-        "grid": [side // stride for side in processor.image_size],
+        "grid": [side // stride_of(processor.vq_model) for side in processor.image_size],
         "image_token_hash": processor.image_token_hash(),
         "sources": list_sources(tasks),
         "splits": {name: len(episodes) for name, episodes in splits.items()},

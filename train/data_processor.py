@@ -125,14 +125,7 @@ def build_processor(
         ValueError: if the processor that was asked for has no limits of that name, or crops to several sizes.
     """
     if arguments.processor is not None:
-        processor = WorldVLAProcessor.from_pretrained(arguments.processor)
-        require_choice("data set", dataset_name, list(processor.action_limits or {}))
-        if processor.crop != "fixed":
-            raise ValueError(
-                f"A data set of tokens holds images of one size, but the processor has `crop={processor.crop!r}`. "
-                'Load it with `from_pretrained(folder, crop="fixed")` and save it for training.'
-            )
-        return processor
+        return _load_processor(arguments.processor, dataset_name)
     vq_model = load_vq_model(str(arguments.vq_model))
     layout = VocabularyLayout.compact(vq_model.config.num_vq_embeddings, arguments.num_text_tokens)
     instructions = sorted({demonstration.instruction for task in tasks for demonstration in task.episodes})
@@ -146,3 +139,15 @@ def build_processor(
         image_size=tasks[0].episodes[0].frames(arguments.cameras[0], slice(1)).shape[1:3],
         vq_model=vq_model,
     )
+
+
+def _load_processor(path: str, dataset_name: str) -> WorldVLAProcessor:
+    """A complete processor that brings images to one size and has the limits of the data set."""
+    processor = WorldVLAProcessor.from_pretrained(path)
+    require_choice("data set", dataset_name, list(processor.action_limits or {}))
+    if processor.crop != "fixed":
+        raise ValueError(
+            f"A data set of tokens holds images of one size, but the processor has `crop={processor.crop!r}`. "
+            'Load it with `from_pretrained(folder, crop="fixed")` and save it for training.'
+        )
+    return processor
