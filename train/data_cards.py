@@ -33,7 +33,8 @@ def describe_data(
         tasks (`Sequence[DemonstrationTask]`): the demonstrations.
         processor (`WorldVLAProcessor`): complete.
         dataset_name (`str`): name of the action limits.
-        splits, commands (mappings): the episodes of each split, and their commands.
+        splits (mapping of `Sized`): the episodes of each split.
+        commands (mapping of `Commands`): those of each split.
 
     Returns:
         `dict`: JSON values.
