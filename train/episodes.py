@@ -189,7 +189,7 @@ class TokenizedEpisodes:
         Returns:
             `dict[str, EpisodeSplit]`: by name.
         """
-        num_cameras = len(self.card.get("cameras", ["the only one"]))
+        num_cameras = len(self.card.get("cameras", ())) or 1  # older cards name one camera, and hold no list
         return {name: TokenizedSplit(rows, self.card["grid"], num_cameras) for name, rows in self.splits.items()}
 
 
