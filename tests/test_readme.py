@@ -13,8 +13,8 @@ from evaluation.record_demonstrations import RecordingArguments
 from evaluation.rerender import RerenderArguments
 from train.ablation import AblationArguments
 from train.argument_parsing import parse_arguments
-from train.arguments import DataArguments, ModelArguments, WorldVLATrainingArguments
 from train.pretokenize_arguments import PretokenizeArguments
+from train.run import RUN_OPTIONS
 from train.run_perceptual import PerceptualArguments
 from train.vqgan_arguments import VQGANArguments
 
@@ -24,7 +24,7 @@ CLASSES = {
     "train/run_perceptual.py": [PerceptualArguments],
     "train/pretokenize.py": [PretokenizeArguments],
     "train/ablation.py": [AblationArguments],
-    "train/run.py": [ModelArguments, DataArguments, WorldVLATrainingArguments],
+    "train/run.py": list(RUN_OPTIONS),
     "evaluation/record_demonstrations.py": RecordingArguments,
     "evaluation/rerender.py": RerenderArguments,
     "evaluation/run.py": RolloutArguments,
@@ -32,7 +32,7 @@ CLASSES = {
     "evaluation/imagine.py": ImagineArguments,
     "evaluation/reconstruct.py": ReconstructArguments,
 }
-COMMAND = re.compile(r"^(?:python|accelerate launch) +((?:train|evaluation)/\S+\.py.*)$", re.MULTILINE)
+COMMAND = re.compile(r"^(?:python|accelerate launch) +((?:train|evaluation)/\S+\.py(?:.*\\\n)*.*)$", re.MULTILINE)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = [(path.name, command) for path in PAGES for command in COMMAND.findall(path.read_text(encoding="utf-8"))]
 
@@ -44,7 +44,7 @@ def test_there_are_commands():
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
 def test_documented_commands_parse(page, command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    script, *flags = shlex.split(command)
+    script, *flags = shlex.split(command.replace("\\\n", " "))
     classes = CLASSES[script]
     if isinstance(classes, list):
         parse_arguments(classes, flags)

@@ -26,11 +26,12 @@ from tokenization import WorldVLAProcessor
 from tokenization.choices_worldvla import require_choice
 from train.ablation_report import draw_table, format_table, require_packages, summarise
 from train.argument_parsing import list_options, parse_arguments, read_recipe, require_positive
-from train.arguments import LIBERO_SUITES, DataArguments, ModelArguments, WorldVLATrainingArguments
+from train.arguments import LIBERO_SUITES
 from train.atomic_files import write_json
 from train.episodes import DATA_CARD, TokenizedEpisodes
 from train.exporting import METRICS
 from train.initialization import list_cameras
+from train.run import RUN_OPTIONS
 from train.scores import list_metrics
 from train.simulator_rollouts import FOLDER, RolloutPlan, run_rollouts
 
@@ -40,7 +41,6 @@ ROOT = Path(__file__).resolve().parents[1]
 FINISHED = "finished.json"  # in a run's folder: the options that it was trained with
 SWITCHES = {"on": True, "off": False}
 ATTENTION = {"mask": True, "causal": False}
-RUN_OPTIONS = (ModelArguments, DataArguments, WorldVLATrainingArguments)  # those of train/run.py
 # What the grid decides itself.
 TAKEN = ("tokens", "output_dir", "max_steps", "seed", "chunk_size", "world_model_samples", "use_action_attention_mask")
 

@@ -44,6 +44,8 @@ from train.windows import WindowOptions
 
 logger = logging.getLogger("worldvla.train")
 
+RUN_OPTIONS = (ModelArguments, DataArguments, DemonstrationArguments, WorldVLATrainingArguments)
+
 
 def build_datasets(
     episodes: Episodes, arguments: DataArguments, processor: WorldVLAProcessor, seed: int
@@ -130,9 +132,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         SystemExit: with `EXIT_STOPPED`, when SIGTERM or SIGINT ended training and its checkpoint is written.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    model_arguments, data_arguments, demonstrations, training_arguments = parse_arguments(
-        [ModelArguments, DataArguments, DemonstrationArguments, WorldVLATrainingArguments], argv
-    )
+    model_arguments, data_arguments, demonstrations, training_arguments = parse_arguments(RUN_OPTIONS, argv)
     set_seed(training_arguments.seed)
     # Worker processes of the data loader cannot share an accelerator with the training.
     device = "cpu" if training_arguments.dataloader_num_workers else training_arguments.device
