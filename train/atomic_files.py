@@ -1,5 +1,6 @@
 """Files and folders that are complete or absent: written under a temporary name, then renamed."""
 
+import errno
 import json
 import os
 import shutil
@@ -68,5 +69,8 @@ def flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems write names at once
+            raise
     finally:
         os.close(descriptor)

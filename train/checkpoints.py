@@ -140,6 +140,8 @@ def sole_writer(output: Path) -> Iterator[None]:
         raise RuntimeError(
             f"Another process is training into `{output}`. Wait until it has ended, or choose another `--output_dir`."
         ) from None
+    except OSError as error:  # some network file systems know no locks
+        logger.warning("`%s` cannot be locked (%s): nobody else may train into it now.", output, error)
     try:
         _clear_leftovers(output)
         yield

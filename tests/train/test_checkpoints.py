@@ -1,7 +1,10 @@
 """Folders of checkpoints: complete or absent, whenever the process dies."""
 
+import errno
 import json
+import os
 import shutil
+import stat
 import subprocess
 import sys
 
@@ -117,3 +120,29 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path):
     with sole_writer(tmp_path):  # a killed process holds nothing
         write(tmp_path, 1)
     assert steps(tmp_path) == [1]
+
+
+def test_network_file_systems_without_locks_and_without_flushing_of_names(tmp_path, monkeypatch, caplog):
+    def no_lock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    def files_only(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(checkpoints.fcntl, "flock", no_lock)
+    monkeypatch.setattr(os, "fsync", files_only)
+    with sole_writer(tmp_path):
+        write(tmp_path, 1)
+    assert steps(tmp_path) == [1]
+    assert "cannot be locked ([Errno 37] No locks available): nobody else may train into it now." in caplog.text
+
+
+def test_a_file_that_the_disk_does_not_take_is_an_error(tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Invalid argument"):
+        write(tmp_path, 1)
+    assert steps(tmp_path) == []
