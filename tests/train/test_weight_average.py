@@ -8,8 +8,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from train.arguments import WorldVLATrainingArguments
+from modeling_worldvla import WorldVLAForCausalLM
+from train.adapters import add_adapters
+from train.arguments import ModelArguments, WorldVLATrainingArguments
 from train.collation import WorldVLACollator
+from train.exporting import save_model
 from train.trainer import WorldVLATrainer
 from train.weight_average import WeightAverage
 
@@ -110,3 +113,22 @@ def test_weights_in_parts_are_refused(make_model, samples, tmp_path, monkeypatch
         trainer.is_fsdp_enabled = True
     with pytest.raises(ValueError, match="`--ema_decay 0.9` needs whole weights.*Train with `--ema_decay 0`"):
         trainer._make_average()
+
+
+def test_adapters_alone_are_averaged_and_what_is_merged_is_their_average(make_model, samples, tmp_path):
+    pytest.importorskip("peft", reason="optional: adapters")
+    options = ModelArguments("checkpoint", lora_rank=2)
+    models = [add_adapters(make_model(), options) for _ in range(2)]
+    whole = make_trainer(models[0], samples, tmp_path, learning_rate=0.05, save_steps=2)
+    whole.train()
+    assert whole.average.weights and all(".lora_" in name for name in whole.average.weights)
+    with whole.averaged_weights():
+        save_model(whole, tmp_path / "out")
+        expected = models[0].eval()(input_ids=torch.arange(20)[None]).logits
+    merged = WorldVLAForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(merged(input_ids=torch.arange(20)[None]).logits, expected, rtol=1e-4, atol=1e-5)
+    (tmp_path / "checkpoint-3").rename(tmp_path / "away")
+    resumed = make_trainer(models[1], samples, tmp_path, learning_rate=0.05, save_steps=2)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.average.updates == 3
+    assert all(torch.equal(value, whole.average.weights[name]) for name, value in resumed.average.weights.items())
