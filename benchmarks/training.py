@@ -179,6 +179,28 @@ def compare_time(arguments: BenchmarkArguments, baseline: Baseline) -> Row:
     )
 
 
+def measure_decoder(arguments: BenchmarkArguments) -> Row:
+    """What both ways have in common: the decoder forward and backward, as a share of the step by labelled tokens."""
+    step = make_step(arguments, BASELINES[-1], WAYS[1])
+    model, batch = make_model(arguments, BASELINES[-1].form), make_batch(arguments)
+    inputs = {name: values for name, values in batch.items() if name != "labels"}
+
+    def decode() -> None:
+        model.zero_grad()
+        model.model(**inputs, use_cache=False).last_hidden_state.sum().backward()
+
+    whole, decoder = fastest(arguments.repetitions, step, decode)
+    return Row(
+        what="of it the decoder alone",
+        shape=_shape(arguments),
+        baseline=f"step: {whole:.2f} s",
+        result=f"{decoder:.2f} s",
+        ratio=decoder / whole,
+        target="none",
+        holds=True,
+    )
+
+
 def compare_memory(arguments: BenchmarkArguments) -> list[Row]:
     """Peak memory of the second step, in a process of its own."""
     names = ("batch_size", "length", "vocab_size", "hidden_size", "num_layers", "chunk_actions", "frame_tokens")
@@ -320,7 +342,8 @@ def run(arguments: BenchmarkArguments) -> dict[str, Any]:
     if arguments.device == "cuda":
         rows = [measure_throughput(arguments, shape) for shape in arguments.shapes]
     else:
-        rows = [compare_time(arguments, baseline) for baseline in BASELINES] + compare_memory(arguments)
+        rows = [compare_time(arguments, baseline) for baseline in BASELINES]
+        rows += [measure_decoder(arguments), *compare_memory(arguments)]
     if arguments.tokens is not None:
         rows.append(measure_wait(arguments))
     machine = describe_machine()
