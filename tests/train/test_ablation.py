@@ -24,6 +24,7 @@ def arguments(tmp_path, **changes):
 @pytest.fixture
 def trained(monkeypatch, tmp_path):
     """Stands in for the scripts: writes the scores that a run would; returns what was run."""
+    pytest.importorskip("matplotlib", reason="optional: the picture")
     commands = []
 
     def run(command):

@@ -92,6 +92,8 @@ def test_the_whole_model_goes_on_from_a_run_of_our_own(debugged, tokens, tmp_pat
 
 
 def test_an_ablation_of_real_runs(tokens, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="optional: the picture")
+
     def run(command):
         train.run.main([*command[1:], "--disable_tqdm", "true"])
         return 0
