@@ -21,6 +21,7 @@ from evaluation.expert_pushing import make_room, push_from_inside
 GOAL_ORDER = {"open": 0, "turnon": 1, "in": 2, "on": 2, "turnoff": 3, "close": 4}
 ROUNDS = 3  # how often unsatisfied goals are taken up again
 PICK_AND_PLACE_ATTEMPTS = 3
+LONGEST_FALL = 20  # steps that objects may take to come to rest before anything is planned
 SLIPPERY_SLANT = 0.4  # wall slant above which a pinch is expected to slip
 SLIPPERY_SLANT_BESIDE_DRAWER = 0.35
 
@@ -66,6 +67,10 @@ class ScriptedExpert:
             `np.ndarray` of shape `(7,)`: position deltas, rotation deltas, gripper (-1 open ... +1 close), in [-1, 1].
             Ends when the expert has nothing left to try; stop earlier when the environment reports success.
         """
+        for _ in range(LONGEST_FALL):
+            if not self.scene.is_falling():
+                break
+            yield from self.arm.stay(self.scene.grip_rotation, OPEN, 1)
         for _ in range(ROUNDS):
             for goal in order_goals(self.scene.goals):
                 if not self.scene.satisfied(goal):

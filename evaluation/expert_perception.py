@@ -20,6 +20,8 @@ _GRIP_SITE = "gripper0_grip_site"
 _ROBOT_BASE = "robot0_base"
 _CAPSULE, _CYLINDER, _BOX, _MESH = 3, 5, 6, 7  # mujoco.mjtGeom
 _FINGER_JOINTS = ("gripper0_finger_joint1", "gripper0_finger_joint2")
+_FREE_JOINT = 6  # degrees of freedom
+_FALLING = 0.1  # metres per second
 
 
 class Scene:
@@ -102,6 +104,12 @@ class Scene:
     def position_of(self, name: str) -> np.ndarray:
         """World position of an object's body origin, `(3,)` metres."""
         return self.data.xpos[self.domain.obj_body_id[name]].copy()
+
+    def is_falling(self) -> bool:
+        """Whether an object still falls: some scenes begin with objects half a metre above the table."""
+        bodies = [self.domain.obj_body_id[name] for name in self.names if self.is_object(name)]
+        free = [self.model.body_dofadr[body] for body in bodies if self.model.body_dofnum[body] == _FREE_JOINT]
+        return any(self.data.qvel[first + 2] < -_FALLING for first in free)
 
     def points_of(self, name: str) -> np.ndarray:
         """Points on the collision geometry of an object or fixture.

@@ -3,11 +3,13 @@
 Shape legend: `H`, `W` pixels of a frame.
 """
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
 from evaluation.libero_setup import RENDERER_HELP, choose
+from evaluation.view_culling import only_in_view
 
 # Our names of the cameras and LIBERO's names in the simulator.
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
@@ -30,7 +32,8 @@ def render_picture(domain: Any, camera: str, image_size: int) -> np.ndarray:
         ImportError: if the renderer does not start; the message says what to install.
     """
     _start(domain, camera)
-    frame = domain.sim.render(camera_name=CAMERAS[camera], width=image_size, height=image_size)
+    with _only_in_view(domain, camera):
+        frame = domain.sim.render(camera_name=CAMERAS[camera], width=image_size, height=image_size)
     return np.ascontiguousarray(frame[::-1, ::-1])
 
 
@@ -53,9 +56,10 @@ def render_segmentation(domain: Any, camera: str, image_size: int) -> np.ndarray
     sites = context.vopt.sitegroup.copy()
     context.vopt.sitegroup[:] = 0  # invisible markers of regions would hide what lies in them
     try:
-        seen = domain.sim.render(
-            camera_name=CAMERAS[camera], width=image_size, height=image_size, segmentation=True
-        )  # object type and number of each pixel; sky is -1
+        with _only_in_view(domain, camera):
+            seen = domain.sim.render(
+                camera_name=CAMERAS[camera], width=image_size, height=image_size, segmentation=True
+            )  # object type and number of each pixel; sky is -1
     finally:
         context.vopt.sitegroup[:] = sites
     classes = _geom_classes(domain)
@@ -88,6 +92,11 @@ def objects_of_interest(domain: Any) -> tuple[str, ...]:
     owners = [max((name for name in names if wanted.startswith(name)), key=len, default=None)
               for wanted in domain.obj_of_interest]  # fmt: skip
     return tuple(dict.fromkeys(owner for owner in owners if owner is not None))
+
+
+def _only_in_view(domain: Any, camera: str) -> AbstractContextManager[None]:
+    model, data = domain.sim.model._model, domain.sim.data._data
+    return only_in_view(model, data, model.camera(CAMERAS[camera]).id)
 
 
 def _geom_classes(domain: Any) -> np.ndarray:

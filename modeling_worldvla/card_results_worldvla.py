@@ -29,8 +29,8 @@ _WRITERS = {
 # Options that the numbers depend on. Paths are left out: a card is public, and the reader has other folders.
 _OPTIONS = {
     POLICY: (
-        *("suite", "task_ids", "episodes", "camera", "image_size", "chunk_size", "n_action_steps", "max_steps"),
-        *("seed", "dataset_name"),
+        *("suite", "task_ids", "episodes", "first_state", "camera", "image_size", "chunk_size"),
+        *("n_action_steps", "max_steps", "seed", "dataset_name"),
     ),
     WORLD_MODEL: ("episode", "camera", "start", "num_frames", "dataset_name"),
     VQ_GAN: ("cameras", "frames", "metrics", "regions", "image_size", "seed"),
@@ -40,6 +40,7 @@ _COMMANDS = {
     WORLD_MODEL: "evaluation/imagine.py --checkpoint {checkpoint} --demonstrations demos/ --output imagined.mp4",
     VQ_GAN: "evaluation/reconstruct.py --vq_model {checkpoint} --demonstrations demos/ --output_dir reconstructions/",
 }
+_IMAGINED_ROLLOUTS = "evaluation/imagine.py --checkpoint {checkpoint} --rollouts results/"
 _PSNR_NAMES = {
     "imagined": "imagined",
     "copy_last_frame": "floor: the first frame, repeated",
@@ -126,11 +127,14 @@ def _policy(content: Mapping[str, Any]) -> tuple[str, list[EvalResult]]:
     rate = successes / episodes
     success = f"{successes:g}/{episodes:g} ({100 * rate:.1f} %, {_percent_interval(content.get('interval_95'))})"
     tasks = settings.get("task_ids")
-    states = settings.get("episodes")
+    states, first = settings.get("episodes"), settings.get("first_state") or 0
     rows = [
         ["success", success],
         ["tasks", ", ".join(map(str, tasks)) if tasks else "all of the suite"],
-        ["initial states", f"the benchmark's first {states} of each task" if states else "not recorded"],
+        [
+            "initial states",
+            f"the benchmark's {first} to {first + states - 1} of each task" if states else "not recorded",
+        ],
         ["step limit", settings.get("max_steps") or "the suite's"],
     ]
     entry = EvalResult(
@@ -152,7 +156,8 @@ def _world_model(content: Mapping[str, Any]) -> tuple[str, list[EvalResult]]:
     frames = int(_number(content["num_frames"]))
     episodes = content.get("num_episodes", 1)
     intervals = content.get("psnr_db_interval_95") or {}
-    how_many = f"{frames} frames of {episodes} recorded episode{'s' * (episodes != 1)}"
+    source = "played" if content["settings"].get("rollouts") else "recorded"
+    how_many = f"{frames} frames of {episodes} {source} episode{'s' * (episodes != 1)}"
     rows = [
         [_PSNR_NAMES.get(name, name), f"{_number(value):.2f}", _interval(intervals.get(name), 2)]
         for name, value in content["psnr_db"].items()
@@ -160,14 +165,14 @@ def _world_model(content: Mapping[str, Any]) -> tuple[str, list[EvalResult]]:
     entry = EvalResult(
         task_type="robotics",
         task_name=WORLD_MODEL,
-        dataset_type="recorded_demonstrations",
-        dataset_name="Recorded demonstrations",
+        dataset_type=f"{source}_episodes",
+        dataset_name=f"{source.capitalize()} episodes",
         metric_args={"frames": frames, "episodes": episodes},
         metric_type="psnr",
         metric_name=f"PSNR of imagined frames, dB ({how_many})",
         metric_value=round(_number(content["psnr_db"]["imagined"]), 3),
     )
-    text = f"Frame after frame from one real frame and the recorded actions, {how_many}.\n\n"
+    text = f"Frame after frame from one real frame and the actions that were carried out, {how_many}.\n\n"
     return text + markdown_lines(["mean PSNR", "dB", "95 % interval"], rows), [entry]
 
 
@@ -203,8 +208,11 @@ _READERS = {POLICY: _policy, WORLD_MODEL: _world_model, VQ_GAN: _vq_gan}
 
 def _provenance(kind: str, settings: Mapping[str, Any], checkpoint: str) -> str:
     """The command, without paths, and what the file says about weights and code."""
-    parts = ["python", _COMMANDS[kind].format(checkpoint=checkpoint)]
-    for name in _OPTIONS[kind]:
+    command, options = _COMMANDS[kind], _OPTIONS[kind]
+    if kind == WORLD_MODEL and settings.get("rollouts"):
+        command, options = _IMAGINED_ROLLOUTS, ("dataset_name",)
+    parts = ["python", command.format(checkpoint=checkpoint)]
+    for name in options:
         value = settings.get(name)
         if value is not None and value != []:
             parts.append(f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}")

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from tokenization.demonstrations import Demonstration, find_demonstration_files, read_demonstrations
+from tokenization.demonstrations import LEROBOT_INFO, Demonstration, find_demonstration_files, read_demonstrations
 from tokenization.image_processing_worldvla import check_image_size
 from tokenization.pixels_worldvla import convert_to_rgb, resize_and_crop
 from tokenization.region_boxes import fit_mask
@@ -74,7 +74,7 @@ class FrameSources:
         Returns:
             `str`: 16 hexadecimal digits.
         """
-        files = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for group in self.files() for f in group]
+        files = [_version_of(path) for group in self.files() for path in group]
         described = json.dumps([files, list(self.cameras), self.image_size])
         return hashlib.sha256(described.encode()).hexdigest()[:16]
 
@@ -228,3 +228,9 @@ def _clip_of(episode: Demonstration, camera: str, number: int, size: tuple[int, 
     if clip.masks is not None:
         clip.masks = np.stack([fit_mask(mask, size) for mask in clip.masks])
     return clip
+
+
+def _version_of(path: Path) -> list[Any]:
+    """A file's name, size and time; of a LeRobot data set those of the file that describes it."""
+    file = path / LEROBOT_INFO if path.is_dir() else path
+    return [str(path.resolve()), file.stat().st_size, file.stat().st_mtime_ns]

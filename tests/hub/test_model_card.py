@@ -98,7 +98,7 @@ def test_numbers_come_with_sample_size_interval_command_and_commit(checkpoint):
     card = ModelCard(str(build_model_card(checkpoint, "me/tiny", datasets=["me/demos"])))
     for part in (
         "| success | 2/3 (66.7 %, 95 % interval 20.8 to 93.9 %) |",
-        "| initial states | the benchmark's first 3 of each task |",
+        "| initial states | the benchmark's 0 to 2 of each task |",
         "`python evaluation/run.py --checkpoint me/tiny --output_dir results/ --task_ids 0 --episodes 3 --seed 7`; "
         "weights `ffffffffffff`, commit of the code not recorded.",
         "116 frames of 1 recorded episode.",
@@ -134,6 +134,15 @@ def test_later_results_of_the_world_model_bring_intervals(tmp_path):
     write(tmp_path, later=later)
     text = read_results(tmp_path / "later.json", ".").text
     assert "116 frames of 4 recorded episodes." in text and "| imagined | 22.19 | 21.00 to 23.50 |" in text
+
+
+def test_imagined_episodes_of_a_run_are_told_from_recorded_ones(tmp_path):
+    of_a_run = IMAGINED | {"num_episodes": 2, "settings": {"rollouts": "/home/me/results", "episode": 0}}
+    write(tmp_path, imagined=of_a_run)
+    results = read_results(tmp_path / "imagined.json", "me/tiny")
+    assert "116 frames of 2 played episodes." in results.text
+    assert "`python evaluation/imagine.py --checkpoint me/tiny --rollouts results/`" in results.text
+    assert results.entries[0].dataset_name == "Played episodes"
 
 
 def test_given_files_are_read_instead_of_those_found(checkpoint, tmp_path, caplog):
