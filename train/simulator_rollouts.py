@@ -186,4 +186,6 @@ class SimulatorRollouts(TrainerCallback):
                 }
         self.trainer.accelerator.wait_for_everyone()
         if logs:
+            due = control.should_log  # which logging takes back, here on one process alone
             self.trainer.log(logs)
+            control.should_log = due

@@ -82,6 +82,7 @@ def test_success_is_logged_and_training_is_as_without(make_model, samples, proce
     assert_equal_weights(plain, model)
     lines = [line for line in trainer.state.log_history if "eval_rollout_success" in line]
     assert [(line["step"], line["eval_rollout_success"]) for line in lines] == [(2, 0.75), (4, 0.75)]
+    assert [line["step"] for line in trainer.state.log_history if "loss" in line] == [1, 2, 3, 4]
     assert lines[0]["eval_rollout_success_low"] == 0.3 and lines[0]["eval_rollout_episodes"] == 4
     assert not list((tmp_path / "tried" / FOLDER).rglob("checkpoint"))
 
