@@ -63,6 +63,7 @@ class ResumableTrainer(Trainer):
         if self.average is not None:
             self.add_callback(FollowWeights(self.average))
         self._writing_into: Path | None = None
+        self._has_trained = False  # in this process
 
     def _make_average(self) -> WeightAverage | None:
         if not self.args.ema_decay:
@@ -139,6 +140,7 @@ class ResumableTrainer(Trainer):
             return
         if kwargs["resume_from_checkpoint"] is not None and kwargs["epoch"] == kwargs["epochs_trained"]:
             self._load_log_sums(Path(kwargs["resume_from_checkpoint"]))
+        self._has_trained = True
         super()._run_epoch(**kwargs)
 
     def _has_stopped_early(self) -> bool:
@@ -211,6 +213,16 @@ class ResumableTrainer(Trainer):
             `dict[str, torch.Tensor]`: by name; they are restored in place.
         """
         return {"loss": self._tr_loss}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a line, unless it sums up a training of no steps: the run was complete when it was resumed.
+
+        Args:
+            logs (`dict[str, float]`): numbers by name.
+            start_time (`float`, *optional*): as `transformers.Trainer.log`.
+        """
+        if self._has_trained or "train_runtime" not in logs:
+            super().log(logs, start_time)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

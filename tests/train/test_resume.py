@@ -73,6 +73,7 @@ def test_killed_in_and_after_steps(task, whole, tmp_path):
     assert [step for step, _ in list_checkpoints(tmp_path / "run")] == [9, 10]
     assert run(task, tmp_path / "run") == [0]  # a finished run does nothing more
     assert_same_end(tmp_path / "run", whole)
+    assert "train_runtime" not in (tmp_path / "run/log.json").read_text()  # nor says that it took no time
 
 
 def test_killed_while_checkpoints_are_written_and_dropped(task, whole, tmp_path):
