@@ -68,9 +68,9 @@ def make_model(arguments: BenchmarkArguments) -> Any:
     return WorldVLAForCausalLM(config).eval()
 
 
-def make_prompt(config: Any, arguments: BenchmarkArguments, role: str) -> torch.Tensor:
+def make_prompt(config: Any, text_tokens: int, side: int, role: str) -> torch.Tensor:
     """Random text, then two frames (policy) or a frame and an action (world model), then the separator."""
-    generator, side = torch.Generator().manual_seed(0), arguments.image_codes
+    generator = torch.Generator().manual_seed(0)
 
     def draw(low: int, count: int, *shape: int) -> list[Any]:
         return torch.randint(low, low + count, shape, generator=generator).tolist()
@@ -83,7 +83,7 @@ def make_prompt(config: Any, arguments: BenchmarkArguments, role: str) -> torch.
     end = [config.eoi_token_id]
     bins = draw(config.action_token_id_start, config.num_action_tokens, config.action_dim)
     action = [config.boa_token_id, *bins, config.eoa_token_id]
-    text = draw(config.vocab_size - 1000, 1000, arguments.text_tokens)
+    text = draw(config.vocab_size - 1000, 1000, text_tokens)
     shown = image() + image() if role == "policy" else image() + action
     return torch.tensor([[config.bos_token_id, *text, *shown, config.sep_token_id]])
 
@@ -242,9 +242,9 @@ def run(arguments: BenchmarkArguments) -> dict[str, Any]:
         rows = compare_frames(model, prompts, side, arguments)
     else:
         model = make_model(arguments)
-        prompt = make_prompt(model.config, arguments, "policy")
+        prompt = make_prompt(model.config, arguments.text_tokens, arguments.image_codes, "policy")
         rows = [row for size in arguments.chunk_sizes for row in compare_chunk(model, prompt, size, arguments)]
-        prompt = make_prompt(model.config, arguments, "world_model")
+        prompt = make_prompt(model.config, arguments.text_tokens, arguments.image_codes, "world_model")
         rows += compare_frames(model, [prompt], (arguments.image_codes, arguments.image_codes), arguments)
         rows += compare_extra_tokens(model, prompt, arguments)
     return {
