@@ -1,6 +1,6 @@
 """Rolling the world model out over a recorded episode, and how close it stays.
 
-Shapes: `N` imagined frames, `H, W` pixels, `h, w` image tokens, `D` action dimensions.
+Shapes: `B` episodes, `N` imagined frames, `H, W` pixels, `h, w` image tokens, `D` action dimensions.
 """
 
 from collections.abc import Callable
@@ -37,13 +37,39 @@ def imagine_episode(
     """
     action_ids = processor.encode_actions(actions, dataset_name)
     frame = processor.encode_images([first_frame])
-    inputs = processor(images=[frame[0]], actions=action_ids[:1], role="world_model", return_tensors="pt")
-    following = torch.as_tensor(action_ids[1:])[None]
-    frames = [frame]
-    for number, imagined in enumerate(model.imagine_frames(**inputs.to(model.device), actions=following), start=1):
-        frames.append(imagined.image_ids.to(frame.device))
+    imagined = imagine_tokens(model, processor, frame, torch.as_tensor(action_ids)[None], on_frame)
+    return decode_frames(processor, torch.cat([frame, imagined[0]]))
+
+
+@torch.inference_mode()
+def imagine_tokens(
+    model: Any,
+    processor: Any,
+    first_frames: torch.Tensor,
+    action_ids: torch.Tensor,
+    on_frame: Callable[[int], None] = lambda frame: None,
+) -> torch.Tensor:
+    """Predict frame after frame of several episodes at once, as tokens.
+
+    Args:
+        model (`WorldVLAForCausalLM`): the model.
+        processor (`WorldVLAProcessor`): its processor.
+        first_frames (`torch.LongTensor` of shape `(B, h, w)`): image token ids of one real frame an episode.
+        action_ids (`torch.LongTensor` of shape `(B, N, D)`): action token ids, N at least 1.
+        on_frame (`Callable[[int], None]`): called after every frame with its number, for progress.
+
+    Returns:
+        `torch.LongTensor` of shape `(B, N, h, w)`: image token ids of the frames that follow, on the device of
+        `first_frames`.
+    """
+    images, first = [[frame.cpu().numpy()] for frame in first_frames], action_ids[:, :1].cpu().numpy()
+    inputs = processor(images=images, actions=first, role="world_model", return_tensors="pt")
+    frames = []
+    rollout = model.imagine_frames(**inputs.to(model.device), actions=action_ids[:, 1:])
+    for number, imagined in enumerate(rollout, start=1):
+        frames.append(imagined.image_ids.to(first_frames.device))
         on_frame(number)
-    return decode_frames(processor, torch.cat(frames))
+    return torch.stack(frames, dim=1)
 
 
 def reconstruct(processor: Any, frames: np.ndarray) -> np.ndarray:

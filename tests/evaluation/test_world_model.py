@@ -10,7 +10,7 @@ import torch
 import evaluation.imagine
 from evaluation.arguments import ImagineArguments
 from evaluation.imagine import imagine, measure, read_window
-from evaluation.world_model import fit_frames, imagine_episode, reconstruct
+from evaluation.world_model import fit_frames, imagine_episode, imagine_tokens, reconstruct
 
 EPISODES = {"demo_0": 6, "demo_1": 4}  # steps
 
@@ -48,6 +48,16 @@ def window(demonstrations, **changes):
 @pytest.fixture
 def model(make_model):
     return make_model(initializer_range=0.5).eval()  # wide weights: answers that depend on the prompt
+
+
+def test_episodes_imagined_together_are_those_imagined_alone(model, processor, stored):
+    frames, actions = (np.stack([stored[name][part][:3] for name in EPISODES]) for part in (0, 1))
+    first, action_ids = processor.encode_images(list(frames[:, 0])), torch.as_tensor(processor.encode_actions(actions))
+    numbers = []
+    together = imagine_tokens(model, processor, first, action_ids, numbers.append)
+    assert together.shape == (2, 3, 2, 2) and numbers == [1, 2, 3]
+    alone = [imagine_tokens(model, processor, first[[row]], action_ids[[row]])[0] for row in range(2)]
+    assert torch.equal(together, torch.stack(alone)) and not torch.equal(together[0], together[1])
 
 
 @pytest.mark.parametrize("history", [1, 2, 3])
