@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,28 +103,38 @@ def check_simulator_fit(model: Any, processor: Any, dataset_name: str | None) ->
         )
 
 
-def check_camera(folder_or_id: str, camera: str) -> None:
-    """Refuse a camera that the checkpoint was not trained on, where its folder says so.
+def choose_cameras(folder_or_id: str, camera: str | None) -> tuple[str, ...]:
+    """Say which cameras a checkpoint shall be shown, in the order of its prompts.
 
     Args:
-        folder_or_id (`str`): the checkpoint. A repository on the Hub is not asked.
-        camera (`str`): what it shall be shown.
+        folder_or_id (`str`): the checkpoint. A repository on the Hub is not asked what it was trained on.
+        camera (`str`, *optional*): what it shall be shown; by default what it was trained on, as far as its data card
+            says, else agentview.
+
+    Returns:
+        `tuple[str, ...]`: names of cameras.
 
     Raises:
-        ValueError: if the data card beside the checkpoint names another camera, or cannot be read.
+        ValueError: if the data card beside the checkpoint names other cameras, or cannot be read.
     """
     path = Path(folder_or_id, DATA_CARD)
     if not path.is_file():
-        return
+        return (camera or "agentview",)
     try:
-        trained_on = json.loads(path.read_text("utf-8"))["camera"]
-    except (ValueError, KeyError, TypeError) as error:
+        card = json.loads(path.read_text("utf-8"))
+        trained_on = tuple(map(str, card.get("cameras") or [card["camera"]]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"`{path}` does not say which camera the checkpoint was trained on. Repair it.") from error
-    if camera != trained_on:
+    if camera not in (None, *trained_on) or (camera is not None and len(trained_on) > 1):
         raise ValueError(
-            f"The checkpoint was trained on camera `{trained_on}` (`{path}`), not `{camera}`. Add "
-            f"`--camera {trained_on}`."
+            f"The checkpoint was trained on {_list_cameras(trained_on)} (`{path}`), not on `{camera}` alone. Leave "
+            "`--camera` out."
         )
+    return trained_on
+
+
+def _list_cameras(names: Sequence[str]) -> str:
+    return ("camera " if len(names) == 1 else "cameras ") + ", ".join(f"`{name}`" for name in names)
 
 
 def fingerprint_checkpoint(folder_or_id: str, model: Any) -> str:

@@ -44,7 +44,10 @@ class PolicyArguments:
         default=None, metadata={"help": "worldvla: folder or Hub id of a checkpoint with its processor."}
     )
     device: str = field(default="cpu", metadata={"help": "torch device of the model and the VQ-GAN."})
-    camera: str = field(default="agentview", metadata={"help": "Camera that the policy looks at."})
+    camera: str | None = field(
+        default=None,
+        metadata={"help": "Camera that the policy looks at; by default those it was trained on, else agentview."},
+    )
     n_obs_steps: int | None = field(
         default=None, metadata={"help": "worldvla: M, frames that are shown; by default the checkpoint's."}
     )

@@ -89,7 +89,7 @@ def make_actor(arguments: "RolloutArguments", share: Share) -> Actor:
     chosen = PolicyArguments(**{entry.name: getattr(arguments, entry.name) for entry in fields(PolicyArguments)})
     if chosen.policy in SIMULATOR_POLICIES:
         description = describe_simulator_policy(chosen)
-        camera = choose("camera", chosen.camera, tuple(CAMERAS))  # it is only filmed with
+        camera = choose("camera", chosen.camera or "agentview", tuple(CAMERAS))  # it is only filmed with
         return Actor(None, partial(make_simulator_policy, chosen), (camera,), 1, description)
     from evaluation.policies import make_batched_policy
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation.checkpoints import check_camera, check_simulator_fit, fingerprint_checkpoint, load_checkpoint
+from evaluation.checkpoints import check_simulator_fit, choose_cameras, fingerprint_checkpoint, load_checkpoint
 from evaluation.libero_env import OPEN_HAND_STILL
 from evaluation.policies import ChunkRequest, check_requests
 from evaluation.policy_arguments import PolicyArguments
@@ -23,7 +23,7 @@ class _Episode:
     """What is remembered of an episode under way."""
 
     instruction: str
-    frames: deque[torch.Tensor]  # the last M frames as image token ids (h, w)
+    frames: deque[list[torch.Tensor]]  # of the last M steps, one per camera, as image token ids (h, w)
     commands: deque[np.ndarray]  # the last M - 1 commands, those between the frames
 
 
@@ -36,7 +36,7 @@ class WorldVLAPolicy:
     Args:
         model (`WorldVLAForCausalLM`): the model.
         processor (`WorldVLAProcessor`): its processor.
-        camera (`str`): the camera that the model was trained on.
+        cameras (`Sequence[str]`): those that the model was trained on; each step shows all of them, in this order.
         n_obs_steps (`int`, *optional*): M; by default the checkpoint's.
         chunk_size (`int`, *optional*): K, actions that are asked for; by default the checkpoint's.
         n_action_steps (`int`, *optional*): actions of a chunk that are carried out; by default all.
@@ -46,14 +46,15 @@ class WorldVLAPolicy:
         fingerprint (`str`, *optional*): see `fingerprint_checkpoint`; goes into `describe`.
 
     Raises:
-        ValueError: if the data set is unknown or more actions shall be carried out than are predicted.
+        ValueError: if the data set is unknown, more actions shall be carried out than are predicted, or commands
+            shall be shown beside several cameras.
     """
 
     def __init__(
         self,
         model: Any,
         processor: Any,
-        camera: str = "agentview",
+        cameras: Sequence[str] = ("agentview",),
         n_obs_steps: int | None = None,
         chunk_size: int | None = None,
         n_action_steps: int | None = None,
@@ -63,13 +64,18 @@ class WorldVLAPolicy:
     ) -> None:
         self.model = model.eval()
         self.processor = processor
-        self.cameras: tuple[str, ...] = (camera,)
+        self.cameras: tuple[str, ...] = tuple(cameras)
         self.dataset_name = processor.action_tokenizer.choose_dataset(dataset_name)
         self.n_obs_steps = n_obs_steps or model.config.n_obs_steps
         self.chunk_size = chunk_size or model.config.chunk_size
         self.n_action_steps = self.chunk_size if n_action_steps is None else n_action_steps
         if not 1 <= self.n_action_steps <= self.chunk_size:
             raise ValueError(f"`n_action_steps` must lie in 1 … {self.chunk_size}, got {self.n_action_steps}.")
+        if history_actions and len(self.cameras) > 1:
+            raise ValueError(
+                f"`history_actions` with cameras {', '.join(self.cameras)}: a prompt with commands between its frames "
+                "shows one camera. Leave `--history_actions` out."
+            )
         self.history_actions = history_actions
         self.fingerprint = fingerprint
         self._episodes: dict[str, _Episode] = {}
@@ -88,13 +94,13 @@ class WorldVLAPolicy:
             ValueError: if the checkpoint, its camera, its commands or an option does not fit.
         """
         checkpoint = str(arguments.checkpoint)
-        check_camera(checkpoint, arguments.camera)
+        cameras = choose_cameras(checkpoint, arguments.camera)
         model, processor = load_checkpoint(checkpoint, arguments.device)
         check_simulator_fit(model, processor, arguments.dataset_name)
         return cls(
             model,
             processor,
-            camera=arguments.camera,
+            cameras=cameras,
             n_obs_steps=arguments.n_obs_steps,
             chunk_size=arguments.chunk_size,
             n_action_steps=arguments.n_action_steps,
@@ -112,7 +118,7 @@ class WorldVLAPolicy:
         return {
             "policy": "worldvla",
             "checkpoint_fingerprint": self.fingerprint,
-            "camera": self.cameras[0],
+            "cameras": list(self.cameras),
             "n_obs_steps": self.n_obs_steps,
             "chunk_size": self.chunk_size,
             "n_action_steps": self.n_action_steps,
@@ -144,13 +150,13 @@ class WorldVLAPolicy:
         """Predict the next actions of every episode that asks, in one batch.
 
         Args:
-            requests (`Sequence[ChunkRequest]`): B of them, with uint8 frames `(H, W, 3)` under the camera's name.
+            requests (`Sequence[ChunkRequest]`): B of them, with uint8 frames `(H, W, 3)` under the cameras' names.
 
         Returns:
             `list[np.ndarray]`: B arrays `(n_action_steps, D)`: commands in the data set's units.
 
         Raises:
-            ValueError: if an episode is unknown, asks twice, or shows no frame of the camera.
+            ValueError: if an episode is unknown, asks twice, or lacks a camera.
         """
         if not requests:
             return []
@@ -158,7 +164,7 @@ class WorldVLAPolicy:
         self._see(requests)
         episodes = [self._episodes[request.episode_id] for request in requests]
         inputs = self.processor(
-            images=[list(episode.frames) for episode in episodes],
+            images=[[frame for step in episode.frames for frame in step] for episode in episodes],
             text=[episode.instruction for episode in episodes],
             history_actions=[np.array(episode.commands) for episode in episodes] if self.history_actions else None,
             dataset_name=self.dataset_name,
@@ -173,10 +179,10 @@ class WorldVLAPolicy:
     def _see(self, requests: Sequence[ChunkRequest]) -> None:
         """Encode the new frames of all requests at once; those that no prompt will show are left out."""
         shown = [request.observations[-self.n_obs_steps :] for request in requests]
-        images = [observation[self.cameras[0]] for observations in shown for observation in observations]
+        images = [observation[name] for observations in shown for observation in observations for name in self.cameras]
         tokens = iter(self.processor.encode_images(images))
         for request, observations in zip(requests, shown, strict=True):
             frames = self._episodes[request.episode_id].frames
             for _ in observations:
-                frame = next(tokens)
-                frames.extend([frame] * (1 if frames else self.n_obs_steps))
+                step = [next(tokens) for _ in self.cameras]
+                frames.extend([step] * (1 if frames else self.n_obs_steps))

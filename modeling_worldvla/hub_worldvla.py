@@ -23,6 +23,9 @@ NOT_UPLOADED = (
     ".*",
     "**/.*",
     "runs/*",
+    "rollouts/*",
+    "settings.json",
+    "_unfinished/*",
 )
 _CARD_OPTIONS = ("evaluation_files", "datasets")
 _HUB_OPTIONS = (

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from evaluation import checkpoints
-from evaluation.checkpoints import check_camera, check_simulator_fit, load_checkpoint
+from evaluation.checkpoints import check_simulator_fit, choose_cameras, load_checkpoint
 from evaluation.policy_arguments import PolicyArguments
 from evaluation.worldvla_policy import WorldVLAPolicy
 from tokenization import WorldVLAProcessor
@@ -110,14 +110,20 @@ def test_a_processor_that_cannot_act(make_model, processor):
         checkpoints._check_pair("c", make_model(), blind)
 
 
-def test_the_camera_is_the_one_trained_on(checkpoint):
+def test_the_cameras_are_those_trained_on(checkpoint):
     assert checkpoints.DATA_CARD == episodes.DATA_CARD
-    check_camera(str(checkpoint), "wrist")  # no card: nothing is known
+    assert choose_cameras(str(checkpoint), "wrist") == ("wrist",)  # no card: nothing is known
+    assert choose_cameras(str(checkpoint), None) == ("agentview",)
     card = checkpoint / "data_card.json"
-    card.write_text(json.dumps({"camera": "agentview"}))
-    check_camera(str(checkpoint), "agentview")
-    with pytest.raises(ValueError, match="was trained on camera `agentview` .*not `wrist`. Add `--camera agentview`"):
-        WorldVLAPolicy.from_arguments(PolicyArguments(checkpoint=str(checkpoint), camera="wrist"))
+    card.write_text(json.dumps({"camera": "wrist"}))
+    assert choose_cameras(str(checkpoint), "wrist") == choose_cameras(str(checkpoint), None) == ("wrist",)
+    with pytest.raises(ValueError, match="was trained on camera `wrist` .*not on `agentview` alone. Leave `--camera`"):
+        WorldVLAPolicy.from_arguments(PolicyArguments(checkpoint=str(checkpoint), camera="agentview"))
+    card.write_text(json.dumps({"camera": "agentview+wrist", "cameras": ["agentview", "wrist"]}))
+    assert choose_cameras(str(checkpoint), None) == ("agentview", "wrist")
+    for camera in ("agentview", "wrist"):
+        with pytest.raises(ValueError, match="was trained on cameras `agentview`, `wrist`"):
+            choose_cameras(str(checkpoint), camera)
     card.write_text("{}")
     with pytest.raises(ValueError, match="data_card.json` does not say which camera"):
-        check_camera(str(checkpoint), "agentview")
+        choose_cameras(str(checkpoint), None)

@@ -139,13 +139,25 @@ def test_history_actions_are_the_commands_between_the_frames(model, processor, p
 
 
 def test_the_chosen_camera_is_looked_at(model, processor, encoded):
-    policy = WorldVLAPolicy(model, processor, camera="wrist")
+    policy = WorldVLAPolicy(model, processor, cameras=["wrist"])
     assert policy.cameras == ("wrist",)
     policy.begin("a", TASK)
     policy.predict_chunks([ChunkRequest("a", [{"agentview": FRAMES[0], "wrist": FRAMES[1]}])])
     assert encoded == [[1]]
     with pytest.raises(ValueError, match=r"Episode `a` shows no camera `wrist`, only: agentview\. Open the simulator"):
         ask(policy, a=[0])
+
+
+def test_several_cameras_are_shown_step_by_step(model, processor, encoded):
+    policy = WorldVLAPolicy(model, processor, cameras=["agentview", "wrist"], n_obs_steps=2, chunk_size=4)
+    policy.begin("a", TASK)
+    for asked, shown in (([(0, 1)], [0, 1, 0, 1]), ([(2, 3)], [0, 1, 2, 3]), ([(4, 5), (6, 7)], [4, 5, 6, 7])):
+        observations = [{"agentview": FRAMES[a], "wrist": FRAMES[b]} for a, b in asked]
+        (answer,) = policy.predict_chunks([ChunkRequest("a", observations)])
+        np.testing.assert_array_equal(answer, expected(model, processor, shown))
+    assert policy.describe()["cameras"] == ["agentview", "wrist"]
+    with pytest.raises(ValueError, match="shows one camera. Leave `--history_actions` out"):
+        WorldVLAPolicy(model, processor, cameras=["agentview", "wrist"], history_actions=True)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +186,7 @@ def test_sizes_come_from_the_checkpoint(make_model, processor):
     assert policy.describe() == {
         "policy": "worldvla",
         "checkpoint_fingerprint": "abc",
-        "camera": "agentview",
+        "cameras": ["agentview"],
         "n_obs_steps": 3,
         "chunk_size": 4,
         "n_action_steps": 4,

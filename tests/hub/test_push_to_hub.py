@@ -96,14 +96,20 @@ def test_what_training_leaves_behind_stays_at_home(checkpoint, hub):
         "checkpoint-7/model.safetensors",
         ".hidden",
         "optimizer.pt",
+        "rollouts/step-4/summary.json",
+        "settings.json",
+        "_unfinished/checkpoint-9/model.safetensors",
     ):
         path = checkpoint / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True, parents=True)
         path.write_text("x")
     upload_checkpoint(checkpoint, "me/tiny", revision="dev", create_pr=True)
     ((_, files, options),) = hub.commits
-    assert not {"training_args.bin", "trainer_state.json", ".hidden", "optimizer.pt"} & set(files)
-    assert not any(name.startswith("checkpoint-") for name in files) and "vq_model/config.json" in files
+    assert not {"training_args.bin", "trainer_state.json", ".hidden", "optimizer.pt", "settings.json"} & set(files)
+    assert (
+        not any(name.startswith(("checkpoint-", "rollouts/", "_unfinished/")) for name in files)
+        and "vq_model/config.json" in files
+    )
     assert options["revision"] == "dev" and options["create_pr"] is True and hub.branches == ["dev"]
 
 
