@@ -1,8 +1,8 @@
-"""Leaves out of a picture what lies outside the camera's view, before it is drawn: the same picture in less time.
+"""Leaves out of a picture what lies outside the camera's view, before it is drawn: the same picture, sooner.
 
-MuJoCo draws every visible geometry, wherever it is, and on a processor the time goes with the number of faces. The wrist
-camera sees nothing of the arm that carries it: two fifths of all faces. The picture does not change in any bit, because
-LIBERO's lights cast no shadows; where one does, everything is drawn.
+MuJoCo draws every visible geometry, wherever it is, and on a processor the time goes with the number of faces. The
+wrist camera sees nothing of the arm that carries it: two fifths of all faces. The picture does not change in any bit,
+because LIBERO's lights cast no shadows; where one does, everything is drawn.
 
 Shape legend: `G` geoms.
 """
