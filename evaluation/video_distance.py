@@ -134,4 +134,6 @@ def _centre(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean, and a root of the covariance with at most F rows."""
     mean = features.mean(axis=0)
     centred = (features - mean) / np.sqrt(len(features) - 1)
-    return mean, np.linalg.qr(centred, mode="r") if len(centred) > centred.shape[1] else centred
+    if len(centred) > centred.shape[1]:
+        centred = np.asarray(np.linalg.qr(centred, mode="r"))
+    return mean, centred

@@ -169,8 +169,8 @@ def compare_videos(
         for kind, mask in kinds.items():
             inside.setdefault(kind, np.zeros(real.shape[:4], bool))[row] = mask
     scores: Scores = {}
-    for part, mask in [(WHOLE, None), *inside.items()]:
-        flat_mask = None if mask is None else mask.reshape(-1, *mask.shape[2:])
+    for part in (WHOLE, *inside):
+        flat_mask = None if part == WHOLE else inside[part].reshape(flat_real.shape[:3])
         for source, video in videos.items():
             flat = video.reshape(flat_real.shape)
             measured = {metric.name: metric(flat, flat_real, flat_mask) for metric in metrics}

@@ -256,4 +256,4 @@ def test_what_is_missing_is_told_before_the_model_is_loaded(tmp_path, episodes):
     with pytest.raises(ValueError, match="holds no results of evaluation/measure_world_model.py"):
         measure_world_model(options("c", episodes, tmp_path, compare_with=str(tmp_path / "none.json")))
     with pytest.raises(ValueError, match="Did you mean `episodes`"):
-        parse_arguments(WorldModelArguments, "--checkpoint c --demonstrations d --output_dir o --episode 3".split())
+        parse_arguments(WorldModelArguments, "--checkpoint c --demonstrations d --output_dir o --epizodes 3".split())
