@@ -56,50 +56,6 @@ class RolloutArguments(PolicyArguments):
 
 
 @dataclass
-class ImagineArguments:
-    """Options of `evaluation/imagine.py`: a checkpoint imagines recorded episodes, or those of a run."""
-
-    checkpoint: str = field(metadata={"help": "Folder or Hub id of a WorldVLA checkpoint with its processor."})
-    demonstrations: str | None = field(
-        default=None, metadata={"help": "HDF5 file, or folder of them, with the recorded episode."}
-    )
-    output: str | None = field(
-        default=None, metadata={"help": "MP4 file of a recorded episode; the numbers are written beside it as JSON."}
-    )
-    rollouts: str | None = field(
-        default=None,
-        metadata={"help": "Results folder of evaluation/run.py with `--traces true`: imagine its filmed episodes."},
-    )
-    names: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Episodes of the run, such as libero_goal_task3_state12; all that have traces by default."},
-    )
-    episode: int = field(default=0, metadata={"help": "Number of the recorded episode, from 0."})
-    camera: str = field(default="agentview", metadata={"help": "Camera that the checkpoint was trained on."})
-    start: int = field(default=0, metadata={"help": "Step of the real frame that the imagination starts from."})
-    num_frames: int | None = field(default=None, metadata={"help": "Frames to imagine; by default to the end."})
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Whose action limits, where the checkpoint holds those of several data sets."}
-    )
-    device: str = field(default="cpu", metadata={"help": "torch device of the model."})
-
-    def __post_init__(self) -> None:
-        """Check every option before anything is loaded."""
-        require_positive(self, "num_frames")
-        if self.episode < 0 or self.start < 0:
-            raise ValueError(f"`--episode` and `--start` count from 0, got {self.episode} and {self.start}.")
-        if (self.demonstrations is None) == (self.rollouts is None):
-            raise ValueError("Give either `--demonstrations` with `--output`, or `--rollouts`.")
-        if (self.demonstrations is None) != (self.output is None):
-            raise ValueError(
-                "`--output` names the video of a recorded episode: it goes with `--demonstrations`, and only with it. "
-                "Videos of a run lie beside its own."
-            )
-        if self.names and self.rollouts is None:
-            raise ValueError("`--names` chooses episodes of a run: it goes with `--rollouts`.")
-
-
-@dataclass
 class ReconstructArguments:
     """Options of `evaluation/reconstruct.py`: how well a VQ-GAN draws again what it sees."""
 

@@ -1,17 +1,22 @@
-"""Imagine an episode: one real frame and the actions that were carried out in, the frames that follow out.
+"""Imagine episodes: real frames and commands in, or an instruction for the policy; the frames that follow out.
 
     python evaluation/imagine.py --checkpoint outputs/demo/checkpoint --demonstrations demo.hdf5 --output imagined.mp4
+    python evaluation/imagine.py --checkpoint outputs/demo/checkpoint --image frame.png --actions actions.npy \
+        --output imagined.gif
+    python evaluation/imagine.py --checkpoint outputs/demo/checkpoint --image frame.png --num_frames 50 \
+        --instruction "pick up the alphabet soup and place it in the basket" --output imagined.png
     python evaluation/imagine.py --checkpoint outputs/demo/checkpoint --rollouts results/
 
-The second form takes the filmed episodes of `evaluation/run.py --traces true` and writes, in their folder, a video
-beside each of theirs, imagined.json and imagined.md (docs/reports.md). In the first form, beside the video (real |
-imagined) stands a JSON file. Numbers are the PSNR of every frame, of the tokenizer's own reconstruction (the ceiling)
-and of repeating the last real frame (the floor).
+docs/imagination.md says what comes out. The last form takes the filmed episodes of `evaluation/run.py --traces true`
+and writes, in their folder, a video beside each of theirs, imagined.json and imagined.md (docs/reports.md). In the
+others a JSON file stands beside the picture. Numbers are the mean token entropy of every frame and, where real frames
+are known, its PSNR, beside that of the tokenizer's own reconstruction (the ceiling) and of repeating the last real
+frame (the floor).
 """
 
 import logging
 import sys
-import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,137 +27,69 @@ if __package__ in (None, ""):  # run as a script: import from the checkout, not 
 import numpy as np
 from tqdm.auto import tqdm
 
-from evaluation.arguments import ImagineArguments, parse_arguments
-from evaluation.atomic_files import write_json
+from evaluation.arguments import parse_arguments
+from evaluation.atomic_files import write_atomically, write_json
 from evaluation.checkpoints import fingerprint_checkpoint, load_checkpoint
-from evaluation.imagined_rollouts import (
-    choose_traces,
-    read_trace,
-    summarise_rollouts,
-    write_imagined_video,
-    write_rollouts,
-)
+from evaluation.imagination_episodes import ImaginedEpisode, count_clipped, imagine_excerpts, judge_excerpt
+from evaluation.imagination_pictures import list_columns, write_imagination, write_picture
+from evaluation.imagination_sources import Excerpt, check_action_width, find_excerpts
+from evaluation.imagination_streams import ImaginedFrame, PolicyView
+from evaluation.imagine_arguments import ImagineArguments
+from evaluation.imagined_rollouts import summarise_episodes, write_rollouts
 from evaluation.run_settings import current_commit
-from evaluation.video import side_by_side, write_video
-from evaluation.world_model import fit_frames, imagine_episode, reconstruct
-from tokenization.demonstrations import find_demonstration_files, read_demonstrations
-from tokenization.reconstruction_metrics import psnr
+from evaluation.world_model import decode_frames
 
 logger = logging.getLogger("worldvla.imagine")
 
 
-def read_window(arguments: ImagineArguments) -> tuple[np.ndarray, np.ndarray]:
-    """Read the frames and actions that the rollout runs over.
+def imagine(arguments: ImagineArguments) -> dict[str, Any]:
+    """Imagine everything that the options name; write films or strips, and the numbers.
 
     Args:
-        arguments (`ImagineArguments`): file, episode and range.
+        arguments (`ImagineArguments`): all options.
 
     Returns:
-        `tuple`: frames `(N + 1, H, W, 3)` uint8 and actions `(N, D)`.
+        `dict`: see `judge_excerpt`, with the settings; of several episodes, and of a run, see `summarise_episodes`.
 
     Raises:
-        ValueError: if the file has no such episode or the episode no such steps.
+        ValueError: if a source is damaged or shorter than what is asked for, before the model is loaded; or if it does
+            not fit the checkpoint.
     """
-    if arguments.demonstrations is None:
-        raise ValueError("A recorded episode is read from `--demonstrations`, which is not given.")
-    demonstrations = [
-        demonstration
-        for file in find_demonstration_files([arguments.demonstrations])
-        for demonstration in read_demonstrations(file)
-    ]
-    if arguments.episode >= len(demonstrations):
-        raise ValueError(
-            f"`{arguments.demonstrations}` holds {len(demonstrations)} episodes; `--episode {arguments.episode}` "
-            f"does not exist. Choose 0 … {len(demonstrations) - 1}."
-        )
-    demonstration = demonstrations[arguments.episode]
-    frames, actions = demonstration.frames(arguments.camera), demonstration.actions
-    return choose_window(frames, actions[: len(frames) - 1], arguments)
+    readers = find_excerpts(arguments)
+    model, processor = load_checkpoint(arguments.checkpoint, arguments.device)
+    episodes: dict[str, dict[str, Any]] = {}
+    for first in range(0, len(readers), arguments.batch_size):
+        excerpts = [read() for read in readers[first : first + arguments.batch_size]]
+        check_action_width(excerpts, arguments, model.config.action_dim)
+        for excerpt, imagined in _imagine_batch(model, processor, excerpts, arguments):
+            path = name_output(arguments, excerpt, alone=len(readers) == 1)
+            episodes[excerpt.name] = _write_episode(processor, excerpt, imagined, path, arguments)
+    settings = describe_settings(arguments, model)
+    if arguments.rollouts is not None:
+        summary = summarise_episodes(episodes, settings)
+        write_rollouts(Path(arguments.rollouts), summary)
+        return summary
+    alone = next(iter(episodes.values())) if len(episodes) == 1 else None
+    result = summarise_episodes(episodes, settings) if alone is None else {**alone, "settings": settings}
+    write_json(Path(str(arguments.output)).with_suffix(".json"), result)
+    return result
 
 
-def choose_window(
-    frames: np.ndarray, actions: np.ndarray, arguments: ImagineArguments
-) -> tuple[np.ndarray, np.ndarray]:
-    """The part of an episode that is imagined.
+def name_output(arguments: ImagineArguments, excerpt: Excerpt, alone: bool) -> Path:
+    """The file that an episode is shown in.
 
     Args:
-        frames (`np.ndarray` of shape `(T + 1, H, W, 3)`): uint8.
-        actions (`np.ndarray` of shape `(T, D)`): each between two frames.
-        arguments (`ImagineArguments`): first step and number of frames.
+        arguments (`ImagineArguments`): names the file, or the folder of a run.
+        excerpt (`Excerpt`): the episode.
+        alone (`bool`): whether it is the only one.
 
     Returns:
-        `tuple`: frames `(N + 1, H, W, 3)` and actions `(N, D)`.
-
-    Raises:
-        ValueError: if the episode has no such steps.
+        `Path`: of several episodes each has its name added.
     """
-    available = len(actions) - arguments.start
-    count = available if arguments.num_frames is None else arguments.num_frames
-    if not 1 <= count <= available:
-        wanted = "at least 1 is needed" if arguments.num_frames is None else f"{count} were asked for"
-        raise ValueError(
-            f"The episode has {max(0, available)} frames after step {arguments.start}; {wanted}. "
-            "Lower `--start` or `--num_frames`."
-        )
-    end = arguments.start + count
-    return frames[arguments.start : end + 1], actions[arguments.start : end]
-
-
-def measure(real: np.ndarray, imagined: np.ndarray, reconstructed: np.ndarray) -> dict[str, Any]:
-    """Compare imagined frames with the real ones, next to ceiling and floor.
-
-    Args:
-        real (`np.ndarray` of shape `(N + 1, H, W, 3)`): uint8; the first frame was given.
-        imagined (`np.ndarray` of shape `(N + 1, H, W, 3)`): uint8.
-        reconstructed (`np.ndarray` of shape `(N + 1, H, W, 3)`): uint8.
-
-    Returns:
-        `dict`: means over the N imagined frames, in dB, and the curves.
-    """
-    floor = np.broadcast_to(real[:1], real.shape)
-    token_floor = np.broadcast_to(reconstructed[:1], real.shape)
-    curves = {
-        "imagined": psnr(imagined, real)[1:],
-        "reconstruction": psnr(reconstructed, real)[1:],
-        "copy_last_frame": psnr(floor, real)[1:],
-        "copy_last_reconstruction": psnr(token_floor, real)[1:],
-    }
-    # Frames equal to the last bit have no finite PSNR; 8-bit rounding alone gives 58.9 dB.
-    finite = {name: np.minimum(curve, 100.0) for name, curve in curves.items()}
-    return {
-        "num_frames": len(real) - 1,
-        "psnr_db": {name: float(curve.mean()) for name, curve in finite.items()},
-        "curves_db": {name: [round(float(value), 3) for value in curve] for name, curve in finite.items()},
-    }
-
-
-def imagine_window(
-    model: Any, processor: Any, frames: np.ndarray, actions: np.ndarray, dataset_name: str | None
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Imagine and measure.
-
-    Args:
-        model (`WorldVLAForCausalLM`): the model.
-        processor (`WorldVLAProcessor`): its processor.
-        frames (`np.ndarray` of shape `(N + 1, H, W, 3)`): uint8; the first is shown to the model.
-        actions (`np.ndarray` of shape `(N, D)`): what was carried out.
-        dataset_name (`str`, *optional*): whose action limits.
-
-    Returns:
-        `tuple`: real and imagined frames `(N + 1, h, w, 3)`, both of the model's image size, and `measure`'s numbers
-        with the time per frame and the number of clipped action values.
-    """
-    clipped = int(processor.action_tokenizer.count_clipped(actions, dataset_name).sum())
-    if clipped:
-        logger.warning("%d of %d action values lie outside the checkpoint's limits: clipped.", clipped, actions.size)
-    real = fit_frames(processor, frames)
-    started = time.perf_counter()
-    with tqdm(total=len(actions), desc="imagine", unit="frame") as bar:
-        imagined = imagine_episode(model, processor, frames[0], actions, dataset_name, lambda _: bar.update())
-    seconds = time.perf_counter() - started
-    result = measure(real, imagined, reconstruct(processor, frames))
-    result |= {"seconds_per_frame": seconds / len(actions), "clipped_action_values": clipped}
-    return real, imagined, result
+    if arguments.rollouts is not None:
+        return Path(arguments.rollouts) / "videos" / f"{excerpt.name}_imagined.mp4"
+    output = Path(str(arguments.output))
+    return output if alone else output.with_name(f"{output.stem}_{excerpt.name}{output.suffix}")
 
 
 def describe_settings(arguments: ImagineArguments, model: Any) -> dict[str, Any]:
@@ -169,64 +106,87 @@ def describe_settings(arguments: ImagineArguments, model: Any) -> dict[str, Any]
     return {**asdict(arguments), "checkpoint_fingerprint": fingerprint, "commit": current_commit()}
 
 
-def imagine(arguments: ImagineArguments) -> dict[str, Any]:
-    """Imagine a recorded episode; write the video and the numbers.
+def list_captions(excerpt: Excerpt, numbers: dict[str, Any]) -> list[str]:
+    """What stands below the instruction in every frame of a film.
 
     Args:
-        arguments (`ImagineArguments`): all options.
+        excerpt (`Excerpt`): for the step and the outcome.
+        numbers (`dict`): of `judge_excerpt`.
 
     Returns:
-        `dict`: see `measure`, with the time per frame and the settings.
+        `list[str]`: N + 1 texts; the given frame has no numbers.
     """
-    frames, actions = read_window(arguments)
-    model, processor = load_checkpoint(arguments.checkpoint, arguments.device)
-    real, imagined, result = imagine_window(model, processor, frames, actions, arguments.dataset_name)
-    result["settings"] = describe_settings(arguments, model)
-    output = Path(str(arguments.output))
-    write_video(output, side_by_side({"real": real, "imagined": imagined}, height=256))
-    write_json(output.with_suffix(".json"), result)
-    return result
+    ending = f", episode: {excerpt.outcome.replace('_', ' ')}" if excerpt.outcome else ""
+    captions = [f"step {excerpt.start}, given frame{ending}"]
+    decibels = numbers.get("curves_db", {}).get("imagined")
+    for number, entropy in enumerate(numbers["entropy_curve_nats"]):
+        closeness = f", {decibels[number]:.1f} dB" if decibels else ""
+        captions.append(f"step {excerpt.start + number + 1}{closeness}, entropy {entropy:.2f} nats{ending}")
+    return captions
 
 
-def imagine_rollouts(arguments: ImagineArguments) -> dict[str, Any]:
-    """Imagine episodes of a run under the actions that were carried out; write videos, numbers and a table.
+def _imagine_batch(
+    model: Any, processor: Any, excerpts: Sequence[Excerpt], arguments: ImagineArguments
+) -> Iterator[tuple[Excerpt, ImaginedEpisode]]:
+    """Imagine excerpts together, with a progress bar, and frames written as they come where that is asked for."""
+    view = None
+    if arguments.instruction is not None:
+        names = ("n_obs_steps", "chunk_size", "n_action_steps", "through_pixels")
+        view = PolicyView(**{name: getattr(arguments, name) for name in names})
+    save = _frame_writer(processor, excerpts, arguments.frame_folder)
+    with tqdm(total=sum(excerpt.num_frames for excerpt in excerpts), desc="imagine", unit="frame") as bar:
 
-    Args:
-        arguments (`ImagineArguments`): all options.
+        def show(number: int, frame: ImaginedFrame) -> None:
+            bar.set_postfix(entropy=f"{float(frame.mean_entropy.mean()):.2f}", refresh=False)
+            bar.update(sum(excerpt.num_frames >= number for excerpt in excerpts))
+            save(number, frame)
 
-    Returns:
-        `dict`: see `summarise_rollouts`.
+        imagined = imagine_excerpts(
+            model, processor, excerpts, arguments.dataset_name, arguments.history, view, on_frame=show
+        )
+    yield from zip(excerpts, imagined, strict=True)
 
-    Raises:
-        ValueError: if a trace is missing, is none, shows another camera, or is shorter than what is asked for.
-    """
-    folder = Path(str(arguments.rollouts))
-    paths = choose_traces(folder, arguments.names)
-    for path in paths:  # before the model is loaded
-        trace = read_trace(path, arguments.camera)
-        choose_window(trace.frames, trace.actions, arguments)
-    model, processor = load_checkpoint(arguments.checkpoint, arguments.device)
-    episodes = {}
-    for path in paths:
-        trace = read_trace(path, arguments.camera)
-        frames, actions = choose_window(trace.frames, trace.actions, arguments)
-        real, imagined, result = imagine_window(model, processor, frames, actions, arguments.dataset_name)
-        video = path.with_name(f"{path.stem}_imagined.mp4")
-        write_imagined_video(video, real, imagined, np.array(result["curves_db"]["imagined"]), trace, arguments.start)
-        told = {"instruction": trace.instruction, "outcome": trace.outcome, "video": video.name}
-        episodes[path.stem] = {**told, **result}
-    summary = summarise_rollouts(episodes, describe_settings(arguments, model))
-    write_rollouts(folder, summary)
-    return summary
+
+def _frame_writer(
+    processor: Any, excerpts: Sequence[Excerpt], folder: str | None
+) -> Callable[[int, ImaginedFrame], None]:
+    """A function that writes the frames of a batch into a folder, or does nothing."""
+
+    def write(number: int, frame: ImaginedFrame) -> None:
+        if folder is None:
+            return
+        for excerpt, picture in zip(excerpts, decode_frames(processor, frame.image_ids), strict=True):
+            if number <= excerpt.num_frames:
+                write_picture(Path(folder) / f"{excerpt.name}_{number:05d}.png", picture)
+
+    return write
+
+
+def _write_episode(
+    processor: Any, excerpt: Excerpt, imagined: ImaginedEpisode, path: Path, arguments: ImagineArguments
+) -> dict[str, Any]:
+    """Write the film or strip of one episode, and the policy's commands; returns its numbers."""
+    frames, numbers = judge_excerpt(processor, excerpt, imagined)
+    curves = {"mean entropy of the image tokens, nats": imagined.entropies}
+    if "curves_db" in numbers:
+        curves = {"PSNR of the imagined frames, dB": np.array(numbers["curves_db"]["imagined"]), **curves}
+    write_imagination(path, list_columns(**frames), curves, excerpt.told, list_captions(excerpt, numbers))
+    told = {"instruction": excerpt.told, "outcome": excerpt.outcome, "video": path.name}
+    if arguments.instruction is not None:
+        commands = processor.decode_actions(imagined.action_ids, arguments.dataset_name)
+        beside = path.with_name(f"{path.stem}_actions.npy")
+        write_atomically(beside, lambda temporary: np.save(temporary, commands.astype(np.float32)))
+        told["actions"] = beside.name
+    return {**told, **numbers, "clipped_action_values": count_clipped(processor, excerpt, arguments.dataset_name)}
 
 
 def main(argv: list[str]) -> None:
     """Command line entry."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    arguments = parse_arguments(ImagineArguments, argv)
-    result = imagine(arguments) if arguments.rollouts is None else imagine_rollouts(arguments)
-    for name, value in result["psnr_db"].items():
+    result = imagine(parse_arguments(ImagineArguments, argv))
+    for name, value in result.get("psnr_db", {}).items():
         logger.info("PSNR %-26s %.2f dB", name, value)
+    logger.info("Mean token entropy %21.2f nats", result["entropy_nats"])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Episodes of a run beside what the world model makes of their actions: traces in, videos and tables out.
+"""Episodes of a run beside what the world model makes of their actions: traces in, tables out.
 
 Shapes: `T` steps of an episode, `N` imagined frames, `H, W` pixels, `D` action dimensions.
 """
 
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +13,8 @@ import numpy as np
 from evaluation.atomic_files import write_json, write_text
 from evaluation.intervals import episode_interval
 from evaluation.report import markdown_table
-from evaluation.video import draw_curve, enlarge, label, wrap, write_video
 from tokenization.choices_worldvla import require_choice
 
-HEIGHT = 256
 NAMES = {
     "imagined": "imagined",
     "copy_last_frame": "floor: first frame repeated",
@@ -103,39 +101,7 @@ def read_trace(path: Path, camera: str) -> Trace:
     return Trace(frames, actions, texts["instruction"], texts["outcome"])
 
 
-def write_imagined_video(
-    path: Path, real: np.ndarray, imagined: np.ndarray, curve: np.ndarray, trace: Trace, start: int = 0
-) -> Path:
-    """Write real | imagined, with instruction, step, PSNR and its curve.
-
-    Args:
-        path (`Path`): MP4 file.
-        real (`np.ndarray` of shape `(N + 1, H, W, 3)`): uint8; the first frame was given.
-        imagined (`np.ndarray` of shape `(N + 1, H, W, 3)`): uint8.
-        curve (`np.ndarray` of shape `(N,)`): PSNR of the imagined frames, dB.
-        trace (`Trace`): for the texts.
-        start (`int`): step of the first frame.
-
-    Returns:
-        `Path`: the file.
-    """
-    outcome = trace.outcome.replace("_", " ")
-
-    def shown() -> Iterator[np.ndarray]:
-        for number, pair in enumerate(zip(real, imagined, strict=True)):
-            columns = zip(("real", "imagined"), pair, strict=True)
-            joined = np.concatenate([label(enlarge(frame, HEIGHT), name) for name, frame in columns], axis=1)
-            told = f"{curve[number - 1]:.1f} dB" if number else "given frame"
-            caption = f"step {start + number}/{len(trace.actions)}, {told}, episode: {outcome}"
-            width = joined.shape[1]
-            strip = draw_curve(curve, number, width, "PSNR of the imagined frames, dB")
-            text = f"{wrap(trace.instruction, width)}\n{wrap(caption, width)}"
-            yield np.concatenate([label(joined, text), strip])
-
-    return write_video(path, shown())
-
-
-def summarise_rollouts(episodes: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, Any]:
+def summarise_episodes(episodes: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Means over all imagined frames.
 
     Args:
@@ -143,29 +109,45 @@ def summarise_rollouts(episodes: Mapping[str, Mapping[str, Any]], settings: Mapp
         settings (`Mapping`): options of the command.
 
     Returns:
-        `dict`: `num_frames`, `num_episodes`, `psnr_db` and `psnr_db_interval_95` (bootstrap over episodes; null with
-        one episode), `seconds_per_frame`, `clipped_action_values`, `episodes`, `settings`.
+        `dict`: `num_frames`, `num_episodes`, `entropy_nats` and its interval, `psnr_db` and its interval where real
+        frames are known, `seconds_per_frame`, `clipped_action_values`, `episodes`, `settings`. Intervals (95 %) are by
+        bootstrap over episodes; null with one episode.
     """
     lengths = [episode["num_frames"] for episode in episodes.values()]
     belongs = np.repeat(np.arange(len(lengths)), lengths)
+    entropies = np.concatenate([episode["entropy_curve_nats"] for episode in episodes.values()])
+    seconds = float(np.dot([episode["seconds_per_frame"] for episode in episodes.values()], lengths))
+    return {
+        "num_frames": sum(lengths),
+        "num_episodes": len(lengths),
+        "entropy_nats": float(entropies.mean()),
+        "entropy_nats_interval_95": episode_interval(entropies, belongs),
+        **_summarise_psnr(episodes, lengths, belongs),
+        "seconds_per_frame": seconds / sum(lengths),
+        "clipped_action_values": sum(episode["clipped_action_values"] for episode in episodes.values()),
+        "episodes": dict(episodes),
+        "settings": dict(settings),
+    }
+
+
+def _summarise_psnr(
+    episodes: Mapping[str, Mapping[str, Any]], lengths: Sequence[int], belongs: np.ndarray
+) -> dict[str, Any]:
+    """Mean PSNR and its interval; nothing where nothing real is known."""
+    first = next(iter(episodes.values()))
+    if "curves_db" not in first:
+        return {}
     curves = {
         name: np.concatenate([episode["curves_db"][name] for episode in episodes.values()])
-        for name in next(iter(episodes.values()))["curves_db"]
+        for name in first["curves_db"]
     }
-    seconds = float(np.dot([episode["seconds_per_frame"] for episode in episodes.values()], lengths))
     means = {
         name: np.average([episode["psnr_db"][name] for episode in episodes.values()], weights=lengths)
         for name in curves
     }
     return {
-        "num_frames": sum(lengths),
-        "num_episodes": len(lengths),
         "psnr_db": {name: float(mean) for name, mean in means.items()},
         "psnr_db_interval_95": {name: episode_interval(curve, belongs) for name, curve in curves.items()},
-        "seconds_per_frame": seconds / sum(lengths),
-        "clipped_action_values": sum(episode["clipped_action_values"] for episode in episodes.values()),
-        "episodes": dict(episodes),
-        "settings": dict(settings),
     }
 
 
@@ -174,7 +156,7 @@ def write_rollouts(folder: Path, summary: Mapping[str, Any]) -> None:
 
     Args:
         folder (`Path`): results folder.
-        summary (`Mapping`): see `summarise_rollouts`.
+        summary (`Mapping`): see `summarise_episodes`.
     """
     rows = []
     for name, value in summary["psnr_db"].items():
@@ -191,7 +173,8 @@ def write_rollouts(folder: Path, summary: Mapping[str, Any]) -> None:
         "# Imagined episodes",
         f"{summary['num_frames']} frames of {summary['num_episodes']} episodes, each imagined from one real frame and "
         f"the actions that were carried out; {summary['seconds_per_frame']:.2f} s a frame, "
-        f"{summary['clipped_action_values']} action values clipped.",
+        f"{summary['clipped_action_values']} action values clipped. The model was unsure by "
+        f"{summary['entropy_nats']:.2f} nats per image token in the mean.",
         markdown_table(["mean PSNR", "dB", "95 % interval, bootstrap over episodes"], rows),
         markdown_table(header, per_episode),
     ]

@@ -83,7 +83,7 @@ def draw_curve(values: np.ndarray, shown: int, width: int, title: str, height: i
     low, high = float(values.min()), float(values.max())
     picture = Image.new("RGB", (width, height), _BACKGROUND)
     draw = ImageDraw.Draw(picture)
-    draw.text((_MARGIN, 2), f"{title}: {low:.1f} to {high:.1f}", fill=_FAINT, font=ImageFont.load_default(_FONT_SIZE))
+    draw.text((_MARGIN, 2), f"{title}: {low:.3g} to {high:.3g}", fill=_FAINT, font=ImageFont.load_default(_FONT_SIZE))
     top, bottom = CAPTION_HEIGHT, height - _MARGIN
     across = np.linspace(_MARGIN, width - 1 - _MARGIN, len(values))
     down = bottom - (values - low) / max(high - low, 1e-9) * (bottom - top)

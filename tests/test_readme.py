@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.arguments import ImagineArguments, ReconstructArguments, RolloutArguments
+from evaluation.arguments import ReconstructArguments, RolloutArguments
 from evaluation.arguments import parse_arguments as parse_evaluation
 from evaluation.compare import CompareArguments
+from evaluation.imagine_arguments import ImagineArguments
 from evaluation.record_demonstrations import RecordingArguments
 from evaluation.rerender import RerenderArguments
 from train.ablation import AblationArguments

@@ -6,7 +6,7 @@ import types
 import pytest
 
 import evaluation.demo
-from evaluation.arguments import ImagineArguments, RolloutArguments
+from evaluation.arguments import RolloutArguments
 from evaluation.arguments import parse_arguments as parse_evaluation
 from evaluation.demo import (
     ROOT,
@@ -19,6 +19,7 @@ from evaluation.demo import (
     run_stages,
     write_report,
 )
+from evaluation.imagine_arguments import ImagineArguments
 from evaluation.record_demonstrations import RecordingArguments
 from train.argument_parsing import parse_arguments as parse_training
 from train.arguments import DataArguments, ModelArguments, WorldVLATrainingArguments

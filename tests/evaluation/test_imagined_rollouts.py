@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import evaluation.imagine
-from evaluation.arguments import ImagineArguments, parse_arguments
 from evaluation.checkpoints import fingerprint_checkpoint
-from evaluation.imagine import imagine_rollouts, measure
-from evaluation.imagined_rollouts import Trace, read_trace, write_imagined_video
+from evaluation.imagination_episodes import measure
+from evaluation.imagine import imagine
+from evaluation.imagine_arguments import ImagineArguments
+from evaluation.imagined_rollouts import read_trace
 from evaluation.world_model import imagine_episode, reconstruct
 from modeling_worldvla.card_results_worldvla import read_results
 
@@ -58,7 +59,7 @@ def options(run, **changes):
 
 def test_episodes_of_a_run_are_imagined_from_their_first_frame_and_actions(run, loaded, tmp_path):
     loaded[0].save_pretrained(tmp_path / "checkpoint")
-    summary = imagine_rollouts(options(run, checkpoint=str(tmp_path / "checkpoint")))
+    summary = imagine(options(run, checkpoint=str(tmp_path / "checkpoint")))
     fingerprint = fingerprint_checkpoint(str(tmp_path / "checkpoint"), loaded[0])
     assert summary["settings"]["checkpoint_fingerprint"] == fingerprint and summary["settings"]["commit"]
     assert json.loads((run / "imagined.json").read_text()) == json.loads(json.dumps(summary))
@@ -83,7 +84,7 @@ def test_episodes_of_a_run_are_imagined_from_their_first_frame_and_actions(run, 
 
 
 def test_episodes_and_parts_of_them_are_chosen(run, loaded, tmp_path):
-    summary = imagine_rollouts(
+    summary = imagine(
         options(run, checkpoint=str(tmp_path), names=["libero_goal_task1_state0"], start=1, num_frames=2)
     )
     assert list(summary["episodes"]) == ["libero_goal_task1_state0"] and summary["num_frames"] == 2
@@ -104,12 +105,12 @@ def test_episodes_and_parts_of_them_are_chosen(run, loaded, tmp_path):
 )
 def test_what_the_run_does_not_hold_is_refused_before_the_model_is_loaded(run, unloadable, changes, message):
     with pytest.raises(ValueError, match=message):
-        imagine_rollouts(options(run, **changes))
+        imagine(options(run, **changes))
 
 
 def test_a_run_without_traces_is_refused(tmp_path, unloadable):
     with pytest.raises(ValueError, match=r"holds no traces \(videos/\*\.npz\)\. Run .* with `--traces true`"):
-        imagine_rollouts(options(tmp_path))
+        imagine(options(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -140,30 +141,3 @@ def test_cut_and_foreign_files_are_refused_by_name(tmp_path):
     np.savez(path, frames=np.zeros(3))
     with pytest.raises(ValueError, match=r"is no trace of an episode: .*actions is not a file in the archive"):
         read_trace(path, "agentview")
-
-
-def test_the_video_shows_both_with_step_and_curve(tmp_path):
-    real, imagined = np.full((3, 32, 32, 3), 200, np.uint8), np.full((3, 32, 32, 3), 100, np.uint8)
-    trace = Trace(real, np.zeros((2, 7)), "lift the cup", "step_limit")
-    path = write_imagined_video(tmp_path / "i.mp4", real, imagined, np.array([20.0, 10.0]), trace)
-    with av.open(str(path)) as container:
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    assert len(frames) == 3 and frames[0].shape == (18 * 3 + 256 + 56, 512, 3)
-    assert frames[1][200, 128, 0] == pytest.approx(200, abs=4) and frames[1][200, 384, 0] == pytest.approx(100, abs=4)
-    inked = [(frame[-36:].max(axis=2) > 80).sum() for frame in frames]
-    assert inked[0] == 0 < inked[1] < inked[2]
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ([], r"Give either `--demonstrations` with `--output`, or `--rollouts`"),
-        (["--demonstrations", "d", "--rollouts", "r"], r"Give either `--demonstrations`"),
-        (["--demonstrations", "d"], r"`--output` names the video of a recorded episode"),
-        (["--rollouts", "r", "--output", "o.mp4"], r"`--output` names the video of a recorded episode"),
-        (["--demonstrations", "d", "--output", "o.mp4", "--names", "a"], r"`--names` chooses episodes of a run"),
-    ],
-)
-def test_options_that_do_not_go_together_are_refused(flags, message):
-    with pytest.raises(ValueError, match=message):
-        parse_arguments(ImagineArguments, ["--checkpoint", "c", *flags])

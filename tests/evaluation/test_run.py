@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from evaluation.arguments import ImagineArguments, RolloutArguments, parse_arguments
+from evaluation.arguments import RolloutArguments, parse_arguments
 from evaluation.checkpoints import fingerprint_checkpoint
+from evaluation.imagine_arguments import ImagineArguments
 from evaluation.run import Share, main
 from tests.evaluation.fake_run import fake_run
 from tests.evaluation.fake_simulator import FakePolicy, ask_for, notes
