@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from evaluation.imagination_streams import stream_actions
+
 
 @torch.inference_mode()
 def imagine_episode(
@@ -62,11 +64,8 @@ def imagine_tokens(
         `torch.LongTensor` of shape `(B, N, h, w)`: image token ids of the frames that follow, on the device of
         `first_frames`.
     """
-    images, first = [[frame.cpu().numpy()] for frame in first_frames], action_ids[:, :1].cpu().numpy()
-    inputs = processor(images=images, actions=first, role="world_model", return_tensors="pt")
     frames = []
-    rollout = model.imagine_frames(**inputs.to(model.device), actions=action_ids[:, 1:])
-    for number, imagined in enumerate(rollout, start=1):
+    for number, imagined in enumerate(stream_actions(model, processor, first_frames[:, None], action_ids), start=1):
         frames.append(imagined.image_ids.to(first_frames.device))
         on_frame(number)
     return torch.stack(frames, dim=1)
