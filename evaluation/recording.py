@@ -4,7 +4,6 @@ Episode k of a task is decided by the seed `first_seed + k` alone. A task's file
 ascending order, so it does not depend on the number of processes, nor on interruptions.
 """
 
-import multiprocessing
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
@@ -20,6 +19,7 @@ from evaluation.libero_rendering import objects_of_interest, segmentation_names
 from evaluation.libero_setup import find_task
 from evaluation.protocol import max_steps
 from evaluation.recording_ledger import Attempt, RecordingSettings, TaskLedger
+from evaluation.worker_process import WorkerEnded, WorkerProcess
 
 TICK_SECONDS = 2.0
 
@@ -116,50 +116,32 @@ def _work(connection: Connection, suite: str, task_id: int, settings: RecordingS
         connection.send(traceback.format_exc())
 
 
-class _Worker:
+class _Worker(WorkerProcess):
     """A process bound to one task."""
 
     def __init__(self, ledger: TaskLedger):
-        context = multiprocessing.get_context("spawn")
+        super().__init__(_work, ledger.settings.suite, ledger.task.task_id, ledger.settings, ledger.folder)
         self.ledger = ledger
-        self.connection, child = context.Pipe()
-        arguments = (child, ledger.settings.suite, ledger.task.task_id, ledger.settings, ledger.folder)
-        self.process = context.Process(target=_work, args=arguments, daemon=True)
-        self.process.start()
-        child.close()
 
     def give(self, seed: int) -> None:
         self.ledger.under_way.add(seed)
-        self.connection.send(seed)
+        self.send(seed)
 
     def take(self) -> None:
         """Receive the outcome of the last seed."""
-        try:
-            message = self.connection.recv()
-        except EOFError:
-            self.process.join()
-            raise RuntimeError(
-                f"The process recording `{self.ledger.task.name}` ended with code {self.process.exitcode}. Negative "
-                "codes are signals; -9 usually means out of memory (about 2.5 GB a process): lower `--num_workers`. "
-                "The same command goes on where it stopped."
-            ) from None
+        message = self.receive()
         if isinstance(message, str):
             raise RuntimeError(f"The process recording `{self.ledger.task.name}` failed:\n{message}")
         self.ledger.finish(*message)
 
-    def dismiss(self) -> None:
-        try:
-            self.connection.send(None)
-        except OSError:
-            pass
-        self.process.join(timeout=10)
-        self.stop()
-
-    def stop(self) -> None:
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
-        self.connection.close()
+    def _ended(self) -> WorkerEnded:
+        code = super()._ended().exit_code
+        advice = "A process needs about 2.5 GB: lower `--num_workers`. " if code == -9 else ""
+        return WorkerEnded(
+            code,
+            f"The process recording `{self.ledger.task.name}`",
+            f" {advice}The same command goes on where it stopped.",
+        )
 
 
 def record(ledgers: Sequence[TaskLedger], num_workers: int, on_tick: Callable[[], None] = lambda: None) -> None:

@@ -16,10 +16,10 @@ class WorkerEnded(RuntimeError):
         exit_code (`int`, *optional*): of the process; negative codes are signals.
     """
 
-    def __init__(self, exit_code: int | None) -> None:
+    def __init__(self, exit_code: int | None, what: str = "The process", advice: str = "") -> None:
         self.exit_code = exit_code
         meaning = " (-9: killed, often because memory ran out)" if exit_code == -9 else ""
-        super().__init__(f"The process ended with code {exit_code}{meaning}.")
+        super().__init__(f"{what} ended with code {exit_code}{meaning}.{advice}")
 
 
 class WorkerProcess:
