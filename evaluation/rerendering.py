@@ -132,7 +132,7 @@ def rerender_episode(
     actions = group["actions"][()].astype(float)[rows]
     wanted = group["expert_actions"][()].astype(float)[rows] if "expert_actions" in group else actions
     recorded = group["states"][()]
-    _stand_as_recorded(env, group.attrs)
+    stand_as_recorded(env, group.attrs)
     if settings.replay:
         replayed = _replay(env, recorded[0], actions)
         if replayed is None:
@@ -154,8 +154,16 @@ def rerender_episode(
     )
 
 
-def _stand_as_recorded(env: LiberoEnv, attributes: Any) -> None:
-    """Reset, with the fixtures where they stood: noted in the file, or decided by the seed of our recorder."""
+def stand_as_recorded(env: LiberoEnv, attributes: Any) -> None:
+    """Reset, with the fixtures where they stood: noted in the file, or decided by the seed of our recorder.
+
+    Args:
+        env (`LiberoEnv`): the episode's task.
+        attributes (mapping): of the episode's group in its file.
+
+    Raises:
+        ValueError: if the file does not say where the fixtures stood.
+    """
     seed = attributes.get("seed")
     env.reset(seed=0 if seed is None else int(seed))
     poses = read_fixture_poses(attributes, env.domain)

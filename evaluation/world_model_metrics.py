@@ -15,7 +15,7 @@ from evaluation.reconstruction import LARGEST, WHOLE
 from evaluation.video_distance import Fvd
 from evaluation.world_model import decode_frames, imagine_tokens
 from evaluation.world_model_windows import Window
-from tokenization.reconstruction_metrics import PictureMetric
+from tokenization.reconstruction_metrics import PictureMetric, Psnr, psnr
 from tokenization.regions import RegionProvider
 
 IMAGINED, FLOOR, TOKEN_FLOOR, CEILING = "imagined", "copy_last_frame", "copy_last_reconstruction", "reconstruction"
@@ -29,7 +29,7 @@ class Instruments:
     """What is measured.
 
     Attributes:
-        metrics (`Sequence[PictureMetric]`): compared frame by frame, and inside the regions.
+        metrics (`Sequence[PictureMetric]`): compared frame by frame; inside the regions PSNR is.
         fvd (`Fvd`, *optional*): compares clips.
         providers (`Sequence[RegionProvider]`): find the regions.
         horizons (`tuple[int, ...]`): numbers of frames over which is averaged, rising; the last is N.
@@ -151,7 +151,7 @@ def compare_videos(
     masks: Sequence[Mapping[str, np.ndarray]],
     metrics: Sequence[PictureMetric],
 ) -> Scores:
-    """Compare frame by frame, whole and inside the regions.
+    """Compare frame by frame; inside the regions, by PSNR.
 
     Args:
         videos (`Mapping[str, np.ndarray]`): source -> uint8 `(B, N, H, W, 3)`.
@@ -162,22 +162,25 @@ def compare_videos(
     Returns:
         `dict`: part -> source -> metric -> `(B, N)`, NaN where a frame lacks the part; PSNR is at most 100 dB.
     """
-    shape = real.shape[:2]
-    flat_real = real.reshape(-1, *real.shape[2:])
     inside: dict[str, np.ndarray] = {}
     for row, kinds in enumerate(masks):
         for kind, mask in kinds.items():
             inside.setdefault(kind, np.zeros(real.shape[:4], bool))[row] = mask
     scores: Scores = {}
-    for part in (WHOLE, *inside):
-        flat_mask = None if part == WHOLE else inside[part].reshape(flat_real.shape[:3])
-        for source, video in videos.items():
-            flat = video.reshape(flat_real.shape)
-            measured = {metric.name: metric(flat, flat_real, flat_mask) for metric in metrics}
-            scores.setdefault(part, {})[source] = {
-                name: np.minimum(values, LARGEST).reshape(shape) for name, values in measured.items()
-            }
+    for source, video in videos.items():
+        scores.setdefault(WHOLE, {})[source] = {
+            metric.name: _each_window(lambda row, m=metric, v=video: m(v[row], real[row]), len(real))
+            for metric in metrics
+        }
+        for part, mask in inside.items():
+            found = _each_window(lambda row, v=video, m=mask: psnr(v[row], real[row], m[row]), len(real))
+            scores.setdefault(part, {})[source] = {Psnr.name: found}
     return scores
+
+
+def _each_window(measure: Callable[[int], np.ndarray], count: int) -> np.ndarray:
+    """A metric of one window after the other, which bounds its memory; at most 100."""
+    return np.minimum(np.stack([measure(row) for row in range(count)]), LARGEST)
 
 
 def compare_tokens(imagined_ids: torch.Tensor, real_ids: torch.Tensor) -> dict[str, dict[str, np.ndarray]]:

@@ -9,9 +9,11 @@ import pytest
 from evaluation.arguments import ReconstructArguments, RolloutArguments
 from evaluation.arguments import parse_arguments as parse_evaluation
 from evaluation.compare import CompareArguments
+from evaluation.counterfactual import CounterfactualArguments
 from evaluation.imagine_arguments import ImagineArguments
 from evaluation.record_demonstrations import RecordingArguments
 from evaluation.rerender import RerenderArguments
+from evaluation.world_model_arguments import WorldModelArguments
 from train.ablation import AblationArguments
 from train.argument_parsing import parse_arguments
 from train.pretokenize_arguments import PretokenizeArguments
@@ -32,6 +34,8 @@ CLASSES = {
     "evaluation/compare.py": CompareArguments,
     "evaluation/imagine.py": ImagineArguments,
     "evaluation/reconstruct.py": ReconstructArguments,
+    "evaluation/measure_world_model.py": WorldModelArguments,
+    "evaluation/counterfactual.py": CounterfactualArguments,
 }
 COMMAND = re.compile(r"^(?:python|accelerate launch) +((?:train|evaluation)/\S+\.py(?:.*\\\n)*.*)$", re.MULTILINE)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
