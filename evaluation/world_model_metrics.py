@@ -168,19 +168,19 @@ def compare_videos(
             inside.setdefault(kind, np.zeros(real.shape[:4], bool))[row] = mask
     scores: Scores = {}
     for source, video in videos.items():
+        pairs = list(zip(video, real, strict=True))  # window by window, which bounds the memory
         scores.setdefault(WHOLE, {})[source] = {
-            metric.name: _each_window(lambda row, m=metric, v=video: m(v[row], real[row]), len(real))
-            for metric in metrics
+            metric.name: _limited([metric(*pair) for pair in pairs]) for metric in metrics
         }
         for part, mask in inside.items():
-            found = _each_window(lambda row, v=video, m=mask: psnr(v[row], real[row], m[row]), len(real))
-            scores.setdefault(part, {})[source] = {Psnr.name: found}
+            found = [psnr(*pair, masks=each) for pair, each in zip(pairs, mask, strict=True)]
+            scores.setdefault(part, {})[source] = {Psnr.name: _limited(found)}
     return scores
 
 
-def _each_window(measure: Callable[[int], np.ndarray], count: int) -> np.ndarray:
-    """A metric of one window after the other, which bounds its memory; at most 100."""
-    return np.minimum(np.stack([measure(row) for row in range(count)]), LARGEST)
+def _limited(windows: Sequence[np.ndarray]) -> np.ndarray:
+    """Windows as one array; no number is above 100, which PSNR alone can be."""
+    return np.minimum(np.stack(windows), LARGEST)
 
 
 def compare_tokens(imagined_ids: torch.Tensor, real_ids: torch.Tensor) -> dict[str, dict[str, np.ndarray]]:
