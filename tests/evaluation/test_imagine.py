@@ -224,6 +224,9 @@ def test_an_instruction_lets_the_policy_act(pictures, stored, loaded, monkeypatc
     assert result["entropy_curve_nats"] == pytest.approx([float(f.mean_entropy) for f in expected], abs=1e-4)
     commands = processor.decode_actions(torch.cat([frame.action_ids for frame in expected]))
     np.testing.assert_allclose(np.load(pictures / result["actions"]), commands, atol=1e-6)
+    again = Excerpt(stored["demo_0"][0][:1], np.load(pictures / result["actions"]), 1, 5)
+    (given_back,) = imagine_excerpts(model, processor, [again])  # the same commands, now from a file
+    assert torch.equal(given_back.image_ids[1:], torch.cat([frame.image_ids for frame in expected]))
     with Image.open(pictures / "o.gif") as film:
         assert film.n_frames == 6 and film.size == (256, 3 * 18 + 256 + 56)
     names = [f"frame0_{number:05d}.png" for number in range(1, 6)]
