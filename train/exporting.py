@@ -92,8 +92,12 @@ def save_processor(trainer: WorldVLATrainer, processor: WorldVLAProcessor, folde
         folder (`Path`): gets the files.
     """
     config = trainer.accelerator.unwrap_model(trainer.model).config
+    before = processor.tokenizer.model_max_length
     processor.tokenizer.model_max_length = config.max_position_embeddings
-    processor.save_pretrained(folder)
+    try:
+        processor.save_pretrained(folder)
+    finally:
+        processor.tokenizer.model_max_length = before  # the caller's processor may go on with another model
 
 
 def save_everything(

@@ -245,7 +245,11 @@ def test_an_interruption_says_how_to_go_on(monkeypatch, caplog):
         time.sleep(5)
 
     monkeypatch.setattr("evaluation.run.run", interrupt)
-    assert main(["--policy", "noop", "--output_dir", "o"]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts with `&`
+    try:
+        assert main(["--policy", "noop", "--output_dir", "o"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "Run the same command again to go on." in caplog.text
 
 

@@ -32,7 +32,9 @@ def test_training_uploads_everything_with_our_card(make_model, processor, hub, t
         output_dir=str(tmp_path / "run"), push_to_hub=True, hub_model_id="me/tiny", use_cpu=True, report_to=[]
     )
     trainer = WorldVLATrainer(model=make_model(), args=arguments, train_dataset=[{}])
+    longest = processor.tokenizer.model_max_length
     save_everything(trainer, processor, CARD, {"data": DataArguments("tokens")}, {"eval_loss": 1.0})
+    assert processor.tokenizer.model_max_length == longest != 128  # the folder has the model's, ours is as it was
     ((repo_id, files, _),) = hub.commits
     assert repo_id == "me/tiny"
     assert {"model.safetensors", "vq_model/config.json", "processor_config.json", "data_card.json"} <= set(files)
