@@ -91,7 +91,15 @@ def agreement(found: np.ndarray, truth: np.ndarray, least: float = 2.0, seed: in
         `dict`: for `horizontal` and `vertical`: `rank_correlation` (Spearman) and `sign_accuracy`, each with `value`
         (None where there is nothing to compare) and `interval` (95 %; None with one start), `pairs` and `signs`:
         what they were taken from.
+
+    Raises:
+        ValueError: if the gripper left the picture.
     """
+    if np.isnan(truth).any():
+        raise ValueError(
+            "The gripper left the simulator's picture under one of the actions, so it has no displacement. Lower "
+            "`--num_frames` or `--strength`."
+        )
     found, truth = (each - each.mean(axis=1, keepdims=True) for each in (found, truth))
     draws = np.random.default_rng(seed).integers(len(found), size=(REPEATS, len(found)))
     results = {}

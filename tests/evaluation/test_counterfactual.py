@@ -69,6 +69,13 @@ def test_agreement_without_motion_or_with_one_start():
     assert found["vertical"]["sign_accuracy"] == {"value": 1.0, "interval": None}
 
 
+def test_a_gripper_that_left_the_picture_is_told():
+    truth = np.zeros((1, 3, 2))
+    truth[0, 1] = np.nan
+    with pytest.raises(ValueError, match="left the simulator's picture.*Lower `--num_frames` or `--strength`"):
+        agreement(np.zeros((1, 3, 2)), truth)
+
+
 def test_rank_correlation_ignores_scale_but_not_order():
     truth = np.zeros((1, 5, 2))
     truth[0, :, 1] = [-8, -3, 0, 3, 8]
