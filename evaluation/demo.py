@@ -273,7 +273,8 @@ def write_report(arguments: DemoArguments, output: Path, record: dict[str, dict[
         f"**{format_success(rollouts['successes'], rollouts['episodes'])}**. Video: rollout.mp4.",
         "## The imagination",
         f"{imagined['num_frames']} frames from one real frame and the recorded actions of an episode that was not "
-        f"trained on; {imagined['seconds_per_frame']:.2f} s a frame. Video: imagined.mp4 (real | imagined).",
+        f"trained on; {imagined['seconds_per_frame']:.2f} s a frame. Video: "
+        "imagined.mp4 (real | reconstructed | imagined | difference).",
         psnr_table(imagined["psnr_db"]),
         "## Losses",
         markdown_table(["", "first logged", "last logged"], [*loss_rows(vqgan, training), *held_out_rows(training)]),
