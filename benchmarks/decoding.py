@@ -10,7 +10,7 @@ Without a checkpoint weights and prompts are random, and no draft is right.
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ if __package__ in (None, ""):  # run as a script: import from the checkout, not 
 import torch
 from transformers import HfArgumentParser
 
-from benchmarks.measuring import Row, describe_machine, fastest, now, report
+from benchmarks.measuring import Row, collect, fastest, now, report, size_and_dtype
 from modeling_worldvla import WorldVLAConfig, WorldVLAForCausalLM
 from modeling_worldvla.decoding_cache_worldvla import DecodingCache
 
@@ -131,14 +131,19 @@ def compare_chunk(model: Any, prompt: torch.Tensor, chunk_size: int, arguments: 
     ]
 
 
-def time_call(model: Any, call: Callable[[], Any]) -> tuple[float, float]:
+def time_call(model: Any, call: Callable[[], Any], clock: Callable[[], float] = now) -> tuple[float, float]:
     """Seconds of the first forward of the decoder inside a call, and of the rest of the call."""
     ends: list[float] = []
-    hook = model.model.register_forward_hook(lambda *_: ends.append(now()))
+
+    def note(*_: Any) -> None:
+        if not ends:  # a clock that waits for a card must not do so at every forward
+            ends.append(clock())
+
+    hook = model.model.register_forward_hook(note)
     try:
-        start = now()
+        start = clock()
         call()
-        end = now()
+        end = clock()
     finally:
         hook.remove()
     return ends[0] - start, end - ends[0]
@@ -247,14 +252,7 @@ def run(arguments: BenchmarkArguments) -> dict[str, Any]:
         prompt = make_prompt(model.config, arguments.text_tokens, arguments.image_codes, "world_model")
         rows += compare_frames(model, [prompt], (arguments.image_codes, arguments.image_codes), arguments)
         rows += compare_extra_tokens(model, prompt, arguments)
-    return {
-        "machine": describe_machine(),
-        "preset": f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.0f}M parameters",
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "repetitions": arguments.repetitions,
-        "rows": [asdict(row) for row in rows],
-    }
+    return collect(rows, *size_and_dtype(model), arguments.repetitions)
 
 
 def main() -> None:

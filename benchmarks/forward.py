@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import HfArgumentParser
 
-from benchmarks.measuring import EXACT_MEMORY, Row, describe_machine, fastest, now, process_memory, report
+from benchmarks.measuring import EXACT_MEMORY, Row, collect, fastest, now, process_memory, report
 from modeling_worldvla import WorldVLAConfig, WorldVLAModel, modeling_worldvla
 from modeling_worldvla.loss_worldvla import IGNORED_LABEL, role_losses
 
@@ -214,14 +214,8 @@ def run(arguments: BenchmarkArguments) -> dict[str, Any]:
     rows = [compare_loss_time(arguments, batch) for batch in BATCHES] + compare_loss_memory(arguments)
     model = WorldVLAModel(make_config(arguments)).eval()
     rows += [measure_mask(model, arguments, length) for length in arguments.mask_lengths]
-    return {
-        "machine": describe_machine(),
-        "preset": f"{arguments.num_layers} layers of {arguments.hidden_size}",
-        "dtype": "float32",
-        "threads": torch.get_num_threads(),
-        "repetitions": arguments.repetitions,
-        "rows": [asdict(row) for row in rows],
-    }
+    preset = f"{arguments.num_layers} layers of {arguments.hidden_size}"
+    return collect(rows, preset, "float32", arguments.repetitions)
 
 
 def _shape(arguments: BenchmarkArguments, batch: str) -> str:

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 from transformers import HfArgumentParser
 
 from benchmarks.decoding import generate_frame
-from benchmarks.measuring import EXACT_MEMORY, Row, describe_machine, fastest, process_memory, report
+from benchmarks.measuring import EXACT_MEMORY, Row, collect, fastest, process_memory, report, size_and_dtype
 from evaluation.checkpoints import load_checkpoint
 from evaluation.imagination_streams import stream_actions
 from tokenization.demonstrations import find_demonstration_files, read_demonstrations
@@ -164,14 +164,7 @@ def run(arguments: BenchmarkArguments) -> dict[str, Any]:
             holds=largest - before <= LARGEST_GROWTH,
         )
     )
-    return {
-        "machine": describe_machine(),
-        "preset": f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.0f}M parameters",
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "repetitions": arguments.repetitions,
-        "rows": [asdict(row) for row in rows],
-    }
+    return collect(rows, *size_and_dtype(model), arguments.repetitions)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ forward of few tokens cannot be faster than its weights can be read: that time, 
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ if __package__ in (None, ""):  # run as a script: import from the checkout, not 
 import torch
 from transformers import HfArgumentParser
 
-from benchmarks.decoding import make_prompt
-from benchmarks.measuring import Row, describe_machine, process_memory, report
+from benchmarks.decoding import make_prompt, time_call
+from benchmarks.measuring import Row, collect, process_memory, report
 from modeling_worldvla import WorldVLAConfig, WorldVLAForCausalLM
 from tokenization.choices_worldvla import require_choice
 
@@ -94,16 +94,11 @@ def measure(
     Returns:
         `list[Row]`: prefill, decode.
     """
-    wait: Callable[[], Any] = torch.cuda.synchronize if arguments.device == "cuda" else (lambda: None)
     answer = call()
     if arguments.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    times = []
-    for _ in range(arguments.repetitions):
-        clock = _Clock(model, wait)
-        with clock:
-            call()
-        times.append((clock.prefill, clock.decode))
+    clock = _wait_and_look if arguments.device == "cuda" else time.perf_counter
+    times = [time_call(model, call, clock) for _ in range(arguments.repetitions)]
     memory = torch.cuda.max_memory_allocated() if arguments.device == "cuda" else process_memory("VmHWM")
     layers = sum(weight.numel() for weight in model.model.layers.parameters())
     read = (layers + rows * arguments.hidden_size) * model.lm_head.weight.element_size()
@@ -118,31 +113,10 @@ def measure(
     ]  # fmt: skip
 
 
-class _Clock:
-    """Seconds of the first forward of the decoder in a `with` block, and of the rest of the block."""
-
-    def __init__(self, model: Any, wait: Callable[[], Any]) -> None:
-        self._model, self._wait = model, wait
-        self.prefill = self.decode = 0.0
-
-    def __enter__(self) -> "_Clock":
-        self._ends: list[float] = []
-        self._hook = self._model.model.register_forward_hook(self._note)
-        self._start = self._now()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        end = self._now()
-        self._hook.remove()
-        self.prefill, self.decode = self._ends[0] - self._start, end - self._ends[0]
-
-    def _note(self, *_: Any) -> None:
-        if not self._ends:  # waiting at every forward would hide how they follow one another
-            self._ends.append(self._now())
-
-    def _now(self) -> float:
-        self._wait()
-        return time.perf_counter()
+def _wait_and_look() -> float:
+    """Seconds, once the card has done what it was given."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def run(arguments: BenchmarkArguments) -> dict[str, Any]:
@@ -167,17 +141,8 @@ def run(arguments: BenchmarkArguments) -> dict[str, Any]:
             look = partial(model.predict_next_frame, prompt, draft=draft, return_dict_in_generate=True)
             what = f"frame of {side} x {side} codes, draft {draft}"
             rows += measure(model, arguments, what, prompt, model.config.num_image_tokens, look)
-    machine = describe_machine()
-    if arguments.device == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name()
-    return {
-        "machine": machine,
-        "preset": f"{model.num_parameters() / 1e9:.2f}B parameters",
-        "dtype": arguments.dtype,
-        "threads": torch.get_num_threads(),
-        "repetitions": arguments.repetitions,
-        "rows": [asdict(row) for row in rows],
-    }
+    preset = f"{model.num_parameters() / 1e9:.2f}B parameters"
+    return collect(rows, preset, arguments.dtype, arguments.repetitions, arguments.device)
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,8 @@ def fastest(repetitions: int, *calls: Callable[[], Any]) -> list[float]:
     return [min(values) for values in times]
 
 
-def describe_machine() -> dict[str, str]:
-    """Processor, versions and commit."""
+def describe_machine(device: str = "cpu") -> dict[str, str]:
+    """Processor, versions and commit; the card as well, where one is measured."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -59,7 +59,26 @@ def describe_machine() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "commit": commit.stdout.strip() or "unknown",
+        **({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}),
     }
+
+
+def collect(rows: Sequence[Row], preset: str, dtype: str, repetitions: int, device: str = "cpu") -> dict[str, Any]:
+    """What a benchmark found, as `report` prints and writes it: machine, commit, options, one entry per line."""
+    return {
+        "machine": describe_machine(device),
+        "preset": preset,
+        "dtype": dtype,
+        "threads": torch.get_num_threads(),
+        "repetitions": repetitions,
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def size_and_dtype(model: Any) -> tuple[str, str]:
+    """A model in two words: its parameters, and what they are kept in."""
+    parameters = sum(weight.numel() for weight in model.parameters())
+    return f"{parameters / 1e6:.0f}M parameters", str(model.dtype).removeprefix("torch.")
 
 
 def format_table(results: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import torch
 from diffusers import VQModel
 from transformers import HfArgumentParser
 
-from benchmarks.measuring import EXACT_MEMORY, Row, describe_machine, fastest, now, process_memory, report
+from benchmarks.measuring import EXACT_MEMORY, Row, collect, fastest, now, process_memory, report
 from tokenization import (
     LIBERO_ACTION_LIMITS,
     VQ_MODEL_PRESETS,
@@ -189,14 +189,8 @@ def run(arguments: BenchmarkArguments) -> dict[str, Any]:
         measure_overhead(processor, arguments, min(8, arguments.frames)),
         measure_actions(processor, arguments),
     ]
-    return {
-        "machine": describe_machine(),
-        "preset": arguments.preset,
-        "dtype": str(processor.vq_model.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "repetitions": arguments.repetitions,
-        "rows": [asdict(row) for row in rows],
-    }
+    dtype = str(processor.vq_model.dtype).removeprefix("torch.")
+    return collect(rows, arguments.preset, dtype, arguments.repetitions)
 
 
 @contextmanager

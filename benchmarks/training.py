@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from transformers import HfArgumentParser, PrinterCallback
 
 from benchmarks.forward import make_labels
-from benchmarks.measuring import EXACT_MEMORY, Row, describe_machine, fastest, process_memory, report
+from benchmarks.measuring import EXACT_MEMORY, Row, collect, fastest, process_memory, report
 from modeling_worldvla import WorldVLAConfig, WorldVLAForCausalLM, build_action_attention_mask, count_labels
 from modeling_worldvla.loss_worldvla import IGNORED_LABEL, class_weights, world_model_labels
 from tokenization.choices_worldvla import require_choice
@@ -346,17 +346,8 @@ def run(arguments: BenchmarkArguments) -> dict[str, Any]:
         rows += [measure_decoder(arguments), *compare_memory(arguments)]
     if arguments.tokens is not None:
         rows.append(measure_wait(arguments))
-    machine = describe_machine()
-    if arguments.device == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name()
-    return {
-        "machine": machine,
-        "preset": "training steps",
-        "dtype": "float32" if arguments.device == "cpu" else "bfloat16",
-        "threads": torch.get_num_threads(),
-        "repetitions": arguments.repetitions,
-        "rows": [asdict(row) for row in rows],
-    }
+    dtype = "float32" if arguments.device == "cpu" else "bfloat16"
+    return collect(rows, "training steps", dtype, arguments.repetitions, arguments.device)
 
 
 def _shape(arguments: BenchmarkArguments) -> str:
