@@ -13,6 +13,29 @@ LABEL_CHARACTERS = 42
 COLOURS = ("#4477aa", "#228833", "#aa7733", "#aa3377", "#555555")
 
 
+def import_figure(file_name: str, numbers: str) -> Any:
+    """Get matplotlib's class of figures, when something is to be drawn.
+
+    Args:
+        file_name (`str`): the picture.
+        numbers (`str`): where what it shows can be read without it.
+
+    Returns:
+        `type`: `matplotlib.figure.Figure`, which needs no screen.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            f"{file_name} is drawn with matplotlib, which is not installed: pip install 'worldvla[eval]'. The numbers "
+            f"are {numbers}."
+        ) from error
+    return Figure
+
+
 def draw_report(summary: Mapping[str, Any], path: Path) -> None:
     """Draw success rates of all tasks.
 
@@ -23,18 +46,12 @@ def draw_report(summary: Mapping[str, Any], path: Path) -> None:
     Raises:
         ImportError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            f"{path.name} is drawn with matplotlib, which is not installed: pip install 'worldvla[eval]'. The numbers "
-            "are in the results folder; the same command draws the picture."
-        ) from error
+    figure_class = import_figure(path.name, "in the results folder; the same command draws the picture")
     suites = list(summary["suites"].items())
     columns = min(COLUMNS, len(suites))
     lines = [suites[start : start + columns] for start in range(0, len(suites), columns)]
     heights = [INCHES_PER_TASK * max(len(suite["tasks"]) for _, suite in line) + 1.0 for line in lines]
-    figure = Figure(figsize=(8.5 * columns, sum(heights) + 0.5), layout="constrained")
+    figure = figure_class(figsize=(8.5 * columns, sum(heights) + 0.5), layout="constrained")
     axes = figure.subplots(len(lines), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
     for number, axis in enumerate(axes.flat):
         if number < len(suites):

@@ -10,6 +10,7 @@ from evaluation.atomic_files import write_atomically
 from evaluation.imagined_rollouts import NAMES
 from evaluation.reconstruction import WHOLE
 from evaluation.report import markdown_table
+from evaluation.report_picture import import_figure
 from evaluation.world_model_metrics import CEILING, CHANGED, FLOOR, IMAGINED, SOURCES, TOKEN_FLOOR, TOKENS
 from tokenization.reconstruction_metrics import PICTURE_METRICS
 
@@ -99,13 +100,7 @@ def draw_curves(summary: Mapping[str, Any], path: Path) -> None:
     Raises:
         ImportError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            f"{path.name} is drawn with matplotlib, which is not installed: pip install 'worldvla[eval]'. The numbers "
-            "are in results.json and report.md."
-        ) from error
+    figure_class = import_figure(path.name, "in results.json and report.md")
     panels = [
         (part, name)
         for part, rows in summary["curves"].items()
@@ -113,7 +108,7 @@ def draw_curves(summary: Mapping[str, Any], path: Path) -> None:
     ]
     columns = min(4, len(panels))
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.2 * lines), layout="constrained")
+    figure = figure_class(figsize=(4.2 * columns, 3.2 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False)
     for number, axis in enumerate(axes.flat):
         if number < len(panels):
