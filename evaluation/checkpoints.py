@@ -117,20 +117,63 @@ def choose_cameras(folder_or_id: str, camera: str | None) -> tuple[str, ...]:
     Raises:
         ValueError: if the data card beside the checkpoint names other cameras, or cannot be read.
     """
-    path = Path(folder_or_id, DATA_CARD)
-    if not path.is_file():
+    trained_on = _read_cameras(folder_or_id)
+    if trained_on is None:
         return (camera or "agentview",)
-    try:
-        card = json.loads(path.read_text("utf-8"))
-        trained_on = tuple(map(str, card.get("cameras") or [card["camera"]]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"`{path}` does not say which camera the checkpoint was trained on. Repair it.") from error
     if camera not in (None, *trained_on) or (camera is not None and len(trained_on) > 1):
         raise ValueError(
-            f"The checkpoint was trained on {_list_cameras(trained_on)} (`{path}`), not on `{camera}` alone. Leave "
-            "`--camera` out."
+            f"The checkpoint was trained on {_list_cameras(trained_on)} (`{Path(folder_or_id, DATA_CARD)}`), not on "
+            f"`{camera}` alone. Leave `--camera` out."
         )
     return trained_on
+
+
+def check_imagined_camera(folder_or_id: str, camera: str) -> None:
+    """Refuse frames of a camera that the world model does not imagine: of several, it imagines the first alone.
+
+    Args:
+        folder_or_id (`str`): the checkpoint. One without a data card, as on the Hub, is taken at its word.
+        camera (`str`): whose frames shall be given.
+
+    Raises:
+        ValueError: if the data card beside the checkpoint names another camera first, or cannot be read.
+    """
+    trained_on = _read_cameras(folder_or_id)
+    if trained_on is not None and camera != trained_on[0]:
+        raise ValueError(
+            f"The checkpoint was trained on {_list_cameras(trained_on)} (`{Path(folder_or_id, DATA_CARD)}`), and its "
+            f"world model imagines `{trained_on[0]}`, not `{camera}`. Choose `--camera {trained_on[0]}`."
+        )
+
+
+def check_policy_in_imagination(folder_or_id: str) -> None:
+    """Refuse to let a policy act on imagined frames where it is shown cameras that nobody imagines.
+
+    Args:
+        folder_or_id (`str`): the checkpoint. One without a data card, as on the Hub, is taken at its word.
+
+    Raises:
+        ValueError: if the data card beside the checkpoint names several cameras, or cannot be read.
+    """
+    trained_on = _read_cameras(folder_or_id) or ("agentview",)
+    if len(trained_on) > 1:
+        raise ValueError(
+            f"The policy of `{folder_or_id}` is shown {_list_cameras(trained_on)}, and the world model imagines "
+            f"`{trained_on[0]}` alone, so the policy cannot act inside the imagination. Give commands instead of "
+            "`--instruction`: a recorded episode, a run (`--rollouts`) or `--actions`."
+        )
+
+
+def _read_cameras(folder_or_id: str) -> tuple[str, ...] | None:
+    """The cameras of the data card, in the order of the prompts; None where there is no card."""
+    path = Path(folder_or_id, DATA_CARD)
+    if not path.is_file():
+        return None
+    try:
+        card = json.loads(path.read_text("utf-8"))
+        return tuple(map(str, card.get("cameras") or [card["camera"]]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"`{path}` does not say which camera the checkpoint was trained on. Repair it.") from error
 
 
 def _list_cameras(names: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from evaluation.arguments import parse_arguments, require_positive
 from evaluation.atomic_files import write_atomically, write_json, write_text
-from evaluation.checkpoints import check_simulator_fit, choose_cameras, fingerprint_checkpoint, load_checkpoint
+from evaluation.checkpoints import check_imagined_camera, check_simulator_fit, fingerprint_checkpoint, load_checkpoint
 from evaluation.counterfactual_measures import agreement, centroid, effect_correlation, find_shift
 from evaluation.libero_env import LiberoEnv
 from evaluation.libero_rendering import GRIPPER, segmentation_names
@@ -76,7 +76,10 @@ class CounterfactualArguments:
     starts: int = field(default=8, metadata={"help": "Starting states in all, spread over the episodes."})
     num_frames: int = field(default=8, metadata={"help": "Times that a command is given."})
     strength: float = field(default=0.5, metadata={"help": "Share of the largest command of the checkpoint's limits."})
-    camera: str = field(default="agentview", metadata={"help": "Camera that the checkpoint was trained on."})
+    camera: str = field(
+        default="agentview",
+        metadata={"help": "Camera that is imagined: the first that the checkpoint was trained on."},
+    )
     dataset_name: str | None = field(
         default=None, metadata={"help": "Whose action limits, where the checkpoint holds those of several data sets."}
     )
@@ -335,7 +338,7 @@ def run_counterfactual(arguments: CounterfactualArguments) -> dict[str, Any]:
         ValueError: if episodes, checkpoint and simulator do not fit each other.
     """
     starts = choose_starts(arguments)
-    choose_cameras(arguments.checkpoint, arguments.camera)  # refuses one that the checkpoint was not trained on
+    check_imagined_camera(arguments.checkpoint, arguments.camera)
     model, processor = load_checkpoint(arguments.checkpoint, arguments.device)
     check_simulator_fit(model, processor, arguments.dataset_name)
     limits = processor.action_tokenizer.limits[processor.action_tokenizer.choose_dataset(arguments.dataset_name)]

@@ -29,7 +29,12 @@ from tqdm.auto import tqdm
 
 from evaluation.arguments import parse_arguments
 from evaluation.atomic_files import write_atomically, write_json
-from evaluation.checkpoints import fingerprint_checkpoint, load_checkpoint
+from evaluation.checkpoints import (
+    check_imagined_camera,
+    check_policy_in_imagination,
+    fingerprint_checkpoint,
+    load_checkpoint,
+)
 from evaluation.imagination_episodes import ImaginedEpisode, count_clipped, imagine_excerpts, judge_excerpt
 from evaluation.imagination_pictures import list_columns, write_imagination, write_picture
 from evaluation.imagination_sources import Excerpt, check_action_width, find_excerpts
@@ -52,9 +57,12 @@ def imagine(arguments: ImagineArguments) -> dict[str, Any]:
         `dict`: see `judge_excerpt`, with the settings; of several episodes, and of a run, see `summarise_episodes`.
 
     Raises:
-        ValueError: if a source is damaged or shorter than what is asked for, before the model is loaded; or if it does
-            not fit the checkpoint.
+        ValueError: if a source is damaged or shorter than what is asked for, or shows a camera that is not imagined,
+            before the model is loaded; or if it does not fit the checkpoint.
     """
+    check_imagined_camera(arguments.checkpoint, arguments.camera)
+    if arguments.instruction is not None:
+        check_policy_in_imagination(arguments.checkpoint)
     readers = find_excerpts(arguments)
     model, processor = load_checkpoint(arguments.checkpoint, arguments.device)
     episodes: dict[str, dict[str, Any]] = {}

@@ -41,7 +41,10 @@ class ImagineArguments:
     episode: list[int] = field(
         default_factory=lambda: [0], metadata={"help": "Numbers of the recorded episodes, from 0."}
     )
-    camera: str = field(default="agentview", metadata={"help": "Camera that the checkpoint was trained on."})
+    camera: str = field(
+        default="agentview",
+        metadata={"help": "Camera that is imagined: the first that the checkpoint was trained on."},
+    )
     start: int = field(default=0, metadata={"help": "Step of the last given frame."})
     given_frames: int = field(default=1, metadata={"help": "Real frames that are given, up to step `start`."})
     num_frames: int | None = field(default=None, metadata={"help": "Frames to imagine; by default to the end."})

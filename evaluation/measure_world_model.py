@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from evaluation.arguments import parse_arguments
 from evaluation.atomic_files import write_json, write_text
-from evaluation.checkpoints import choose_cameras, fingerprint_checkpoint, load_checkpoint
+from evaluation.checkpoints import check_imagined_camera, fingerprint_checkpoint, load_checkpoint
 from evaluation.run_settings import current_commit, package_versions
 from evaluation.video_distance import Fvd
 from evaluation.world_model_arguments import WorldModelArguments
@@ -127,7 +127,7 @@ def measure_world_model(arguments: WorldModelArguments) -> dict[str, Any]:
     """
     other = read_other_results(arguments.compare_with)
     windows = find_windows(arguments)
-    choose_cameras(arguments.checkpoint, arguments.camera)  # refuses one that the checkpoint was not trained on
+    check_imagined_camera(arguments.checkpoint, arguments.camera)
     instruments = make_instruments(arguments)
     model, processor = load_checkpoint(arguments.checkpoint, arguments.device)
     started = time.perf_counter()

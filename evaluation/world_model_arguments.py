@@ -35,7 +35,10 @@ class WorldModelArguments:
     compare_with: str | None = field(
         default=None, metadata={"help": "results.json of another checkpoint on the same windows: paired differences."}
     )
-    camera: str = field(default="agentview", metadata={"help": "Camera that the checkpoint was trained on."})
+    camera: str = field(
+        default="agentview",
+        metadata={"help": "Camera that is imagined: the first that the checkpoint was trained on."},
+    )
     dataset_name: str | None = field(
         default=None, metadata={"help": "Whose action limits, where the checkpoint holds those of several data sets."}
     )

@@ -7,7 +7,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from evaluation import checkpoints
-from evaluation.checkpoints import check_simulator_fit, choose_cameras, load_checkpoint
+from evaluation.checkpoints import (
+    check_imagined_camera,
+    check_policy_in_imagination,
+    check_simulator_fit,
+    choose_cameras,
+    load_checkpoint,
+)
 from evaluation.policy_arguments import PolicyArguments
 from evaluation.worldvla_policy import WorldVLAPolicy
 from tokenization import WorldVLAProcessor
@@ -127,3 +133,20 @@ def test_the_cameras_are_those_trained_on(checkpoint):
     card.write_text("{}")
     with pytest.raises(ValueError, match="data_card.json` does not say which camera"):
         choose_cameras(str(checkpoint), None)
+
+
+def test_the_world_model_imagines_the_first_camera(checkpoint):
+    check_imagined_camera(str(checkpoint), "wrist")  # no card: nothing is known
+    check_policy_in_imagination(str(checkpoint))
+    card = checkpoint / "data_card.json"
+    card.write_text(json.dumps({"camera": "wrist"}))
+    check_imagined_camera(str(checkpoint), "wrist")
+    check_policy_in_imagination(str(checkpoint))
+    with pytest.raises(ValueError, match="imagines `wrist`, not `agentview`. Choose `--camera wrist`"):
+        check_imagined_camera(str(checkpoint), "agentview")
+    card.write_text(json.dumps({"camera": "agentview+wrist", "cameras": ["agentview", "wrist"]}))
+    check_imagined_camera(str(checkpoint), "agentview")
+    with pytest.raises(ValueError, match="cameras `agentview`, `wrist` .* imagines `agentview`, not `wrist`. Choose"):
+        check_imagined_camera(str(checkpoint), "wrist")
+    with pytest.raises(ValueError, match="is shown cameras `agentview`, `wrist`, and the world model imagines `agent"):
+        check_policy_in_imagination(str(checkpoint))

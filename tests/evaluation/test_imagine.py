@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import av
 import h5py
@@ -233,6 +234,31 @@ def test_an_instruction_lets_the_policy_act(pictures, stored, loaded, monkeypatc
     assert sorted(entry.name for entry in (pictures / "frames").iterdir()) == names
     drawn = [np.asarray(picture) for picture in processor.decode_images(expected[-1].image_ids)]
     np.testing.assert_array_equal(np.asarray(Image.open(pictures / "frames" / names[-1])), drawn[0])
+
+
+@pytest.fixture
+def two_cameras(tmp_path):
+    """A checkpoint's folder whose card names two cameras."""
+    folder = tmp_path / "two_cameras"
+    folder.mkdir()
+    (folder / "data_card.json").write_text(json.dumps({"cameras": ["agentview", "wrist"]}))
+    return str(folder)
+
+
+def test_of_two_cameras_the_first_is_imagined(demonstrations, two_cameras, loaded, tmp_path):
+    arguments = from_file(demonstrations, num_frames=2, output=str(tmp_path / "both.png"))
+    expected = imagine(arguments)
+    found = imagine(replace(arguments, checkpoint=two_cameras))
+    assert found["curves_db"] == expected["curves_db"] and found["settings"]["camera"] == "agentview"
+    with pytest.raises(ValueError, match=r"imagines `agentview`, not `wrist`\. Choose `--camera agentview`"):
+        imagine(replace(arguments, checkpoint=two_cameras, camera="wrist"))
+
+
+def test_a_policy_of_two_cameras_does_not_act_on_one(pictures, two_cameras, loaded):
+    chosen = {"instruction": "lift the cup", "num_frames": 2}
+    with pytest.raises(ValueError, match=r"shown cameras `agentview`, `wrist`, .* cannot act inside the imagination"):
+        imagine(from_pictures(pictures, "frame0.png", checkpoint=two_cameras, **chosen))
+    assert not (pictures / "o.png").exists()
 
 
 def test_damaged_files_are_refused_by_name(pictures):
