@@ -4,6 +4,7 @@ Shapes: B batch, P prompt tokens, K chunk, D action dims, h x w image codes, S k
 docs/decoding.md for why the chunk may be decoded in parallel, and frames by draft.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +101,7 @@ class WorldVLAGenerationMixin(WorldVLAGenerateMixin):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         return_dict_in_generate: bool = False,
         cache_implementation: CacheImplementation = "dynamic",
         pad_to_multiple_of: int | None = None,
@@ -120,7 +121,8 @@ class WorldVLAGenerationMixin(WorldVLAGenerateMixin):
             temperature (`float`): divides the logits, when drawing.
             top_k (`int`, *optional*): draw among so many likeliest ids only.
             top_p (`float`, *optional*): draw among the fewest likeliest ids that have this probability together.
-            generator (`torch.Generator`, *optional*): where the chance comes from; on the model's device.
+            generator (`torch.Generator` or list of them, *optional*): where the chance comes from; on the model's
+                device. Of a list each row has its own.
             return_dict_in_generate (`bool`): return log-probabilities and counts too.
             cache_implementation (`str`): `"dynamic"` reads only the part of the cache that is filled; `"static"` keeps
                 all shapes fixed, for a compiled model.
@@ -228,7 +230,7 @@ class WorldVLAGenerationMixin(WorldVLAGenerateMixin):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         return_dict_in_generate: bool = False,
         cache_implementation: CacheImplementation = "dynamic",
         pad_to_multiple_of: int | None = None,
@@ -251,7 +253,8 @@ class WorldVLAGenerationMixin(WorldVLAGenerateMixin):
             temperature (`float`): divides the logits, when drawing.
             top_k (`int`, *optional*): draw among so many likeliest ids only.
             top_p (`float`, *optional*): draw among the fewest likeliest ids that have this probability together.
-            generator (`torch.Generator`, *optional*): where the chance comes from; on the model's device.
+            generator (`torch.Generator` or list of them, *optional*): where the chance comes from; on the model's
+                device. Of a list each row has its own.
             return_dict_in_generate (`bool`): return log-probabilities, entropies and counts too.
             cache_implementation (`str`): `"dynamic"` reads only the part of the cache that is filled; `"static"` keeps
                 all shapes fixed, for a compiled model.

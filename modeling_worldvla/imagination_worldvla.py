@@ -4,7 +4,7 @@ Shapes: B batch, n frame-action pairs of the prompt, H history, M actions that f
 action dims, h x w image codes, T tokens of a pair. See docs/decoding.md for what of the cache is used again.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -113,7 +113,7 @@ class WorldVLAImaginationMixin(WorldVLAScoringMixin):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         return_dict_in_generate: bool = False,
         cache_implementation: CacheImplementation = "dynamic",
         pad_to_multiple_of: int | None = None,
@@ -135,7 +135,8 @@ class WorldVLAImaginationMixin(WorldVLAScoringMixin):
             temperature (`float`): divides the logits, when drawing.
             top_k (`int`, *optional*): draw among so many likeliest ids only.
             top_p (`float`, *optional*): draw among the fewest likeliest ids that have this probability together.
-            generator (`torch.Generator`, *optional*): where the chance comes from; on the model's device.
+            generator (`torch.Generator` or list of them, *optional*): where the chance comes from; on the model's
+                device. Of a list each row has its own.
             return_dict_in_generate (`bool`): compute log-probabilities, entropies and counts too.
             cache_implementation (`str`): as in `predict_next_frame`.
             pad_to_multiple_of (`int`, *optional*): pad what stands before the first frame to a multiple of so many

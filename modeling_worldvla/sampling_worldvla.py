@@ -4,6 +4,7 @@ Shapes: B batch, Q positions, H hidden size, A ids that are allowed.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,7 +23,8 @@ class SamplingOptions:
         temperature (`float`): divides the logits.
         top_k (`int`, *optional*): draw among so many likeliest tokens only.
         top_p (`float`, *optional*): draw among the fewest likeliest tokens that have this probability together.
-        generator (`torch.Generator`, *optional*): where the chance comes from; on the model's device.
+        generator (`torch.Generator` or list of them, *optional*): where the chance comes from; on the model's device.
+            Of a list each row of the batch has its own, and does not depend on the others.
 
     Raises:
         ValueError: if an option is out of range, or given without `do_sample`.
@@ -32,7 +34,7 @@ class SamplingOptions:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
-    generator: torch.Generator | None = None
+    generator: torch.Generator | Sequence[torch.Generator] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -76,16 +78,30 @@ class SamplingOptions:
             `torch.FloatTensor` of shape `(B, count)` in [0, 1), or `None` when greedy.
 
         Raises:
-            ValueError: if the generator is on another kind of device.
+            ValueError: if a generator is on another kind of device, or a list has not one for each row.
         """
         if not self.do_sample:
             return None
-        if self.generator is not None and self.generator.device.type != device.type:
+        if self.generator is None or isinstance(self.generator, torch.Generator):
+            _check_device(self.generator, device)
+            return torch.rand(batch_size, count, generator=self.generator, device=device)
+        if len(self.generator) != batch_size:
             raise ValueError(
-                f"`generator` must be on the model's device {device}, got one on {self.generator.device}. Make it "
-                f"with `torch.Generator('{device}')`."
+                f"A list of generators has one for each row, got {len(self.generator)} for a batch of {batch_size}. "
+                "Give one for each row, or a single one."
             )
-        return torch.rand(batch_size, count, generator=self.generator, device=device)
+        for generator in self.generator:
+            _check_device(generator, device)
+        return torch.stack([torch.rand(count, generator=generator, device=device) for generator in self.generator])
+
+
+def _check_device(generator: torch.Generator | None, device: torch.device) -> None:
+    """Refuse a generator that cannot draw where the model is."""
+    if generator is not None and generator.device.type != device.type:
+        raise ValueError(
+            f"`generator` must be on the model's device {device}, got one on {generator.device}. Make it "
+            f"with `torch.Generator('{device}')`."
+        )
 
 
 class Choice(NamedTuple):

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from .choices_worldvla import require_choice
-from .inputs_worldvla import require_range
+from .inputs_worldvla import as_grids, require_range
 from .pixels_worldvla import (
+    check_image_size,
     choose_crop_size,
     convert_to_colours,
     convert_to_images,
@@ -205,7 +206,7 @@ class WorldVLAImageTokenizer:
         Raises:
             ValueError: if the shape is another or a code lies outside the codebook; names it and its position.
         """
-        values = _as_integers(codes, "codes")
+        values = as_grids(codes, "codes")
         require_range(values, 0, self.num_image_tokens, "VQ codes")
         stride = stride_of(self.vq_model)
         at_once = self.images_at_once(values.shape[1] * stride, values.shape[2] * stride)
@@ -256,8 +257,22 @@ class WorldVLAImageTokenizer:
         Raises:
             ValueError: if the shape is another or an id lies outside the image range; names it and its position.
         """
-        offsets = self.check_ids(_as_integers(token_ids, "image token ids")) - self.image_token_id_start
-        return self.decode(offsets if self._offset_to_code is None else self._offset_to_code[offsets])
+        return self.decode(self._to_codes(token_ids))
+
+    def embed_ids(self, token_ids: Any) -> torch.Tensor:
+        """Look up what the codebook holds for image token ids: pictures that can be compared without being drawn.
+
+        Args:
+            token_ids (integer tensor or array of shape `(B, h, w)`): ids inside the image range.
+
+        Returns:
+            `torch.FloatTensor` of shape `(B, h, w, C)`, on the VQ-GAN's device: vectors of C numbers.
+
+        Raises:
+            ValueError: as in `decode_ids`.
+        """
+        codebook = self._codebook().detach()
+        return codebook[torch.from_numpy(self._to_codes(token_ids)).to(codebook.device)]
 
     def check_ids(self, token_ids: np.ndarray) -> np.ndarray:
         """Refuse ids that are no image tokens.
@@ -323,6 +338,11 @@ class WorldVLAImageTokenizer:
     def _to_ids(self, codes: torch.Tensor) -> torch.Tensor:
         return (codes if self._code_to_offset is None else self._code_to_offset[codes]) + self.image_token_id_start
 
+    def _to_codes(self, token_ids: Any) -> np.ndarray:
+        """Codes (B, h, w) of image token ids, which are checked."""
+        offsets = self.check_ids(as_grids(token_ids, "image token ids")) - self.image_token_id_start
+        return offsets if self._offset_to_code is None else self._offset_to_code[offsets]
+
     def _encode_slice(self, pixels: list[np.ndarray]) -> torch.Tensor:
         """Codes (B, h, w) of pixels of one size."""
         vq_model, codebook = self.vq_model, self._codebook()
@@ -339,24 +359,6 @@ class WorldVLAImageTokenizer:
         with full_precision(codebook.device.type):
             colours = vq_model.decode(flat, force_not_quantize=True, shape=shape).sample
         return convert_to_images(colours)
-
-
-def check_image_size(image_size: Sequence[int]) -> tuple[int, int]:
-    """Refuse an image size that is not two positive integers.
-
-    Args:
-        image_size (`tuple[int, int]`): height and width in pixels.
-
-    Returns:
-        `tuple[int, int]`: the same.
-
-    Raises:
-        ValueError: if it is something else.
-    """
-    values = list(image_size) if isinstance(image_size, Sequence) else [image_size]
-    if len(values) != 2 or not all(isinstance(side, int) and side > 0 for side in values):
-        raise ValueError(f"`image_size` must be (height, width) in pixels, got {image_size!r}.")
-    return values[0], values[1]
 
 
 def _invert(order: list[int] | None, count: int) -> tuple[torch.Tensor | None, np.ndarray | None]:
@@ -385,14 +387,3 @@ def _require_one_size(sizes: list[Any], instead: str) -> None:
             f"Images of different sizes do not fit into one tensor, got {sorted({tuple(size) for size in sizes})}. "
             f'Use `{instead}`, or `crop="fixed"`.'
         )
-
-
-def _as_integers(values: Any, what: str) -> np.ndarray:
-    """A batch of grids as an int64 array of shape (B, h, w)."""
-    array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-    if array.ndim != 3 or array.dtype.kind not in "iu":
-        raise ValueError(
-            f"Expected {what} as integers of shape (B, h, w), got {array.dtype} of shape {array.shape}. "
-            "Add the batch dimension to a single image: `ids[None]`."
-        )
-    return array.astype(np.int64, copy=False)

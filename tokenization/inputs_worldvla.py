@@ -47,6 +47,28 @@ def as_array(values: Any) -> np.ndarray:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # NumPy has no bfloat16
 
 
+def as_grids(values: Any, what: str) -> np.ndarray:
+    """A batch of grids of integers as one array.
+
+    Args:
+        values (integer tensor or array of shape `(B, h, w)`): the grids.
+        what (`str`): what they are, for the message.
+
+    Returns:
+        `np.ndarray` of shape `(B, h, w)`: int64.
+
+    Raises:
+        ValueError: if the shape is another, or they are no integers.
+    """
+    array = as_array(values)
+    if array.ndim != 3 or array.dtype.kind not in "iu":
+        raise ValueError(
+            f"Expected {what} as integers of shape (B, h, w), got {array.dtype} of shape {array.shape}. "
+            "Add the batch dimension to a single image: `ids[None]`."
+        )
+    return array.astype(np.int64, copy=False)
+
+
 def is_tokenized(value: Any, ndim: int = 2) -> bool:
     """Whether an image came as token ids.
 

@@ -18,6 +18,24 @@ _ACCEPTED = (
 _BYTE_TO_COLOUR = ((np.arange(256) / 255.0) * 2.0 - 1.0).astype(np.float32)
 
 
+def check_image_size(image_size: Sequence[int]) -> tuple[int, int]:
+    """Refuse an image size that is not two positive integers.
+
+    Args:
+        image_size (`tuple[int, int]`): height and width in pixels.
+
+    Returns:
+        `tuple[int, int]`: the same.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    values = list(image_size) if isinstance(image_size, Sequence) else [image_size]
+    if len(values) != 2 or not all(isinstance(side, int) and side > 0 for side in values):
+        raise ValueError(f"`image_size` must be (height, width) in pixels, got {image_size!r}.")
+    return values[0], values[1]
+
+
 def convert_to_rgb(image: Any) -> np.ndarray:
     """Read one image as RGB pixels. Transparent parts become white, grey is repeated.
 

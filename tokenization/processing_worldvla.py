@@ -12,8 +12,9 @@ from transformers.feature_extraction_utils import BatchFeature
 from .action_tokenization_worldvla import BINNINGS, WorldVLAActionTokenizer
 from .bpe_worldvla import require_same_vocabulary
 from .choices_worldvla import require_choice
-from .image_processing_worldvla import WorldVLAImageTokenizer, check_image_size
+from .image_processing_worldvla import WorldVLAImageTokenizer
 from .inputs_worldvla import SampleInputs, list_images, pad_left, read_call_options, split_batch
+from .pixels_worldvla import check_image_size
 from .processor_codecs_worldvla import ProcessorCodecs
 from .prompt_worldvla import (
     PROMPTS,

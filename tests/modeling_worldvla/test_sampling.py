@@ -111,6 +111,35 @@ def test_a_generator_makes_draws_repeatable():
     assert not torch.equal(chunk(0)[0], chunk(0)[1])  # rows are drawn apart
 
 
+def test_rows_with_generators_of_their_own_do_not_depend_on_the_batch():
+    model, prompts = tiny_model(initializer_range=0.1), [Writer(seed).policy()[0] for seed in range(3)]
+
+    def chunks(rows):
+        ids, mask = pad_left([prompts[row] for row in rows])
+        generators = [torch.Generator().manual_seed(row) for row in rows]
+        return model.predict_action_chunk(ids, mask, do_sample=True, generator=generators)
+
+    together = chunks([0, 1, 2])
+    for row in range(3):
+        assert torch.equal(chunks([row])[0], together[row])
+    assert torch.equal(chunks([2, 0]), together[[2, 0]])
+    one = model.predict_action_chunk(
+        torch.tensor([prompts[1]]), do_sample=True, generator=torch.Generator().manual_seed(1)
+    )
+    assert torch.equal(one[0], together[1])  # a list of one draws what a single generator does
+
+
+def test_frames_drawn_with_generators_of_their_own():
+    model, prompt = tiny_model(initializer_range=0.1), Writer().world_model()[0]
+    generators = [torch.Generator().manual_seed(seed) for seed in (4, 5)]
+    frames = model.predict_next_frame(torch.tensor([prompt] * 2), do_sample=True, generator=generators)
+    assert not torch.equal(frames[0], frames[1])
+    alone = torch.Generator().manual_seed(5)
+    assert torch.equal(
+        model.predict_next_frame(torch.tensor([prompt]), do_sample=True, generator=[alone])[0], frames[1]
+    )
+
+
 @pytest.mark.parametrize("call", ["predict_action_chunk", "predict_next_frame"])
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -132,3 +161,10 @@ def test_options_that_cannot_be_meant_are_refused(call, options, message):
 def test_a_generator_of_another_device_is_refused():
     with pytest.raises(ValueError, match="must be on the model's device meta, got one on cpu. Make it with"):
         SamplingOptions(do_sample=True, generator=torch.Generator()).draw(1, 1, torch.device("meta"))
+    with pytest.raises(ValueError, match="must be on the model's device meta, got one on cpu. Make it with"):
+        SamplingOptions(do_sample=True, generator=[torch.Generator()]).draw(1, 1, torch.device("meta"))
+
+
+def test_a_list_of_generators_has_one_for_each_row():
+    with pytest.raises(ValueError, match="got 1 for a batch of 2. Give one for each row, or a single one"):
+        SamplingOptions(do_sample=True, generator=[torch.Generator()]).draw(2, 1, torch.device("cpu"))

@@ -213,6 +213,19 @@ def test_code_map_is_applied_both_ways(vq_model, frames):
     assert plain.hash() != mapped.hash()
 
 
+def test_ids_are_looked_up_in_the_codebook(vq_model):
+    order = np.random.default_rng(0).permutation(64)
+    tokenizer = make(vq_model, code_to_offset=order.tolist(), image_token_id_start=7)
+    codes = torch.arange(8).view(1, 2, 4)
+    vectors = tokenizer.embed_ids(torch.from_numpy(order)[codes] + 7)
+    assert torch.equal(vectors, vq_model.quantize.embedding.weight[codes])
+    assert not vectors.requires_grad
+    with pytest.raises(ValueError, match="Image token ids"):
+        tokenizer.embed_ids(torch.full((1, 2, 2), 6))
+    with pytest.raises(ValueError, match=r"integers of shape \(B, h, w\)"):
+        tokenizer.embed_ids(torch.full((2, 2), 7))
+
+
 def test_hash_follows_the_weights():
     assert make(make_vq_model(0)).hash() == make(make_vq_model(0)).hash() != make(make_vq_model(1)).hash()
 
