@@ -48,7 +48,8 @@ class DemonstrationArguments:
         },
     )
     split: str = field(
-        default="random", metadata={"help": "random: by trajectory; official: 90 % of tasks x 90 % of trajectories."}
+        default="random",
+        metadata={"help": "random: by trajectory; official: nine tenths of the tasks and of their trajectories."},
     )
     validation_fraction: float = field(default=0.1, metadata={"help": "Share of trajectories held out (val_ind)."})
     split_seed: int = field(default=0, metadata={"help": "Seed of the random split."})

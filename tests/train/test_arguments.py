@@ -1,8 +1,11 @@
 import pytest
 
+from train.ablation import AblationArguments
 from train.argument_parsing import parse_arguments
 from train.arguments import DataArguments, ModelArguments, WorldVLATrainingArguments
 from train.pretokenize_arguments import PretokenizeArguments
+from train.run import RUN_OPTIONS
+from train.run_perceptual import PerceptualArguments
 from train.vqgan_arguments import VQGANArguments
 
 CLASSES = [ModelArguments, DataArguments, WorldVLATrainingArguments]
@@ -127,3 +130,13 @@ def test_the_trainers_own_label_smoothing_is_refused(tmp_path):
 def test_the_form_of_the_loss_is_checked():
     with pytest.raises(ValueError, match="Unknown form of the loss `offical`.*Did you mean `official`"):
         ModelArguments(loss_form="offical")
+
+
+@pytest.mark.parametrize(
+    "classes", [RUN_OPTIONS, [PretokenizeArguments], [VQGANArguments], [PerceptualArguments], [AblationArguments]]
+)
+def test_every_command_can_say_its_options(classes, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        parse_arguments(classes, ["--help"])
+    assert leaving.value.code == 0
+    assert "show this help message" in capsys.readouterr().out
