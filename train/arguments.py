@@ -33,6 +33,14 @@ class ModelArguments:
         default_factory=lambda: ["all-linear"],
         metadata={"help": "Layers with adapters: all-linear (every one but the head), or names such as q_proj."},
     )
+    image_embeddings_from_codebook: bool = field(
+        default=False,
+        metadata={"help": "Embeddings of image tokens of a new model begin as a projection of the VQ-GAN's codebook."},
+    )
+    attn_implementation: str = field(
+        default="sdpa",
+        metadata={"help": "How attention is computed: sdpa, eager (short sequences on CPUs), flex_attention (GPUs)."},
+    )
     hidden_size: int = field(default=256, metadata={"help": "Width of a new model."})
     intermediate_size: int = field(default=704, metadata={"help": "Width of the MLP of a new model."})
     num_hidden_layers: int = field(default=6, metadata={"help": "Layers of a new model."})
@@ -57,10 +65,16 @@ class ModelArguments:
     def __post_init__(self) -> None:
         """Check every option before anything is loaded."""
         require_positive(self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        require_choice("attention", self.attn_implementation, ["sdpa", "eager", "flex_attention"])
         require_choice("form of the loss", self.loss_form, ["paper", "official"])
         require_not_negative(self, "world_model_loss_weight", "z_loss_weight", "lora_rank")
         require_share(self, "attention_dropout", "lora_dropout")
         require_choice("dtype", self.dtype, ["float32", "bfloat16"])
+        if self.image_embeddings_from_codebook and self.model_name_or_path is not None:
+            raise ValueError(
+                "`--image_embeddings_from_codebook` begins a new model, but `--model_name_or_path` brings its own "
+                "embeddings. Leave one of them out."
+            )
         if self.lora_rank and self.model_name_or_path is None:
             raise ValueError("`--lora_rank` adapts an existing model: give one as `--model_name_or_path`.")
         if self.dtype != "float32" and not self.lora_rank:
@@ -96,6 +110,13 @@ class DataArguments:
         default="shorten",
         metadata={"help": "Chunks that reach past the end: shorten, pad (the last command again, not learned), drop."},
     )
+    action_dead_band: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "One number per action dimension: commands of the expert nearer to 0 are learned as 0. For "
+            "corrections that no camera shows the reason of. By default none."
+        },
+    )
     policy_samples: bool = field(default=True, metadata={"help": "Train the policy role."})
     world_model_samples: bool = field(default=True, metadata={"help": "Train the world-model role."})
     world_model_ratio: float = field(
@@ -113,6 +134,8 @@ class DataArguments:
             self, "n_obs_steps", "chunk_size", "world_model_history", "world_model_rounds", "world_model_ratio",
             "packed_length",
         )  # fmt: skip
+        if any(band < 0 for band in self.action_dead_band):
+            raise ValueError(f"`--action_dead_band` holds numbers of at least 0, got {self.action_dead_band}.")
         if not (self.policy_samples or self.world_model_samples):
             raise ValueError("Nothing to train: both `--policy_samples` and `--world_model_samples` are off.")
 

@@ -127,7 +127,9 @@ def build_processor(
     if arguments.processor is not None:
         return _load_processor(arguments.processor, dataset_name)
     vq_model = load_vq_model(str(arguments.vq_model))
-    layout = VocabularyLayout.compact(vq_model.config.num_vq_embeddings, arguments.num_text_tokens)
+    layout = VocabularyLayout.compact(
+        vq_model.config.num_vq_embeddings, arguments.num_text_tokens, arguments.num_action_bins
+    )
     instructions = sorted({demonstration.instruction for task in tasks for demonstration in task.episodes})
     prompts = [render_prompt("policy", task=instruction) for instruction in instructions] + list_prompts("world_model")
     return WorldVLAProcessor(

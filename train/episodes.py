@@ -209,12 +209,17 @@ class SampleDataset(Dataset):
         seed (`int`): see `Windows`.
 
     Raises:
-        ValueError: if no episode is long enough.
+        ValueError: if no episode is long enough, or the dead band has another width than the actions.
     """
 
     def __init__(
         self, episodes: EpisodeSplit, processor: Any, options: WindowOptions, dataset_name: str, seed: int = 0
     ) -> None:
+        band = options.action_dead_band
+        if band and len(band) != (width := processor.action_tokenizer.action_dim):
+            raise ValueError(
+                f"`--action_dead_band` needs {width} numbers, one per action dimension, got {len(band)}: {list(band)}."
+            )
         self.episodes = episodes
         self.processor = processor
         self.options = options
@@ -245,6 +250,8 @@ class SampleDataset(Dataset):
         chunk = self.episodes.expert_actions(episode, slice(step, step + options.chunk_size))
         padding = options.chunk_size - len(chunk) if options.tail == "pad" else 0
         chunk = np.concatenate([chunk, np.repeat(chunk[-1:], padding, axis=0)])
+        if options.action_dead_band:
+            chunk = np.where(np.abs(chunk) < options.action_dead_band, 0, chunk)
         text = self.episodes.instruction(episode)
         sample = self.processor.build_sample(shown, text, chunk, "policy", dataset_name=self.dataset_name)
         tokens = padding * (chunk.shape[1] + 2)  # the separator comes after them

@@ -31,6 +31,8 @@ SIZES = (
     "max_position_embeddings",
     "swin_norm",
 )
+# Options of ModelArguments that say how a model is made, not what it is.
+ONLY_HERE = ("model_name_or_path", "dtype", "attn_implementation", "image_embeddings_from_codebook")
 LOOKED_AT = 64  # samples of a split whose length is measured before training
 _NOTHING = (
     "`--model_name_or_path {}` is neither a folder here nor a model that the Hub gives out. "
@@ -86,23 +88,51 @@ def build_model(
         ValueError: if a checkpoint has other token ids or another action width than the processor that made the
             tokens.
     """
-    own = {f.name for f in fields(model_arguments)} - {"model_name_or_path", "dtype", *LORA_OPTIONS}
+    attention = model_arguments.attn_implementation
+    not_config = {*ONLY_HERE, *LORA_OPTIONS}
+    own = {f.name for f in fields(model_arguments)} - not_config
     options = {name: getattr(model_arguments, name) for name in own}
     options |= {name: getattr(data_arguments, name) for name in ("n_obs_steps", "chunk_size", "world_model_history")}
     ids, path = processor.model_config(), model_arguments.model_name_or_path
     if path is None:
-        return WorldVLAForCausalLM(
-            WorldVLAConfig(**ids, **options, num_key_value_heads=model_arguments.num_attention_heads)
-        )
+        config = WorldVLAConfig(**ids, **options, num_key_value_heads=model_arguments.num_attention_heads)
+        model = WorldVLAForCausalLM._from_config(config, attn_implementation=attention)
+        if model_arguments.image_embeddings_from_codebook:
+            embed_codebook(model, processor)
+        return model
     model = WorldVLAForCausalLM.from_pretrained(
         path,
         dtype=getattr(torch, model_arguments.dtype),
+        attn_implementation=attention,
         **{name: value for name, value in options.items() if name not in SIZES},
     )
     if model.config.derived_from is None and not Path(path).is_dir():
         model.config.derived_from = path  # the model card names it, and its licence
     require_same_ids(model.config, ids, path)
     return model
+
+
+@torch.no_grad()
+def embed_codebook(model: WorldVLAForCausalLM, processor: WorldVLAProcessor) -> None:
+    """Let the embeddings of image tokens begin as their codebook vectors, so that like codes are read alike.
+
+    The vectors are centred, turned at random into the model's width and scaled to `config.initializer_range`.
+
+    Args:
+        model (`WorldVLAForCausalLM`): a new model; changed in place.
+        processor (`WorldVLAProcessor`): holds the VQ-GAN.
+
+    Raises:
+        ValueError: if the processor has no VQ-GAN.
+    """
+    config = model.config
+    ids = torch.arange(config.num_image_tokens)[:, None, None] + config.image_token_id_start
+    codebook = processor.image_tokenizer.embed_ids(ids)[:, 0, 0].float().cpu()
+    width = codebook.shape[1]
+    directions = torch.linalg.qr(torch.randn(max(config.hidden_size, width), width))[0]
+    vectors = (codebook - codebook.mean(0)) @ directions[: config.hidden_size].T
+    rows = slice(config.image_token_id_start, config.image_token_id_start + config.num_image_tokens)
+    model.get_input_embeddings().weight[rows] = vectors * (config.initializer_range / vectors.std())
 
 
 def require_checkpoint(path: str) -> None:

@@ -40,6 +40,9 @@ class DemonstrationArguments:
     action_feature: str | None = field(default=None, metadata={"help": "LeRobot feature that holds the commands."})
     rotate_180: bool = field(default=False, metadata={"help": "Turn the pictures of LeRobot data sets by 180°."})
     num_text_tokens: int = field(default=512, metadata={"help": "Text entries of a vocabulary that is built here."})
+    num_action_bins: int = field(
+        default=256, metadata={"help": "Bins of each action dimension, in a vocabulary that is built here."}
+    )
     binning: str = field(default="uniform", metadata={"help": "Action bins: uniform (paper) or official."})
     action_quantile: float = field(
         default=0.0,
@@ -59,6 +62,8 @@ class DemonstrationArguments:
         require_choice("split", self.split, ["random", "official"])
         require_choice("binning", self.binning, list(BINNINGS))
         require_positive(self, "num_text_tokens")
+        if self.num_action_bins < 2:
+            raise ValueError(f"`--num_action_bins` must be at least 2, got {self.num_action_bins}.")
         require_share(self, "validation_fraction")
         if not 0 <= self.action_quantile < 0.5:
             raise ValueError(f"`--action_quantile` must lie in [0, 0.5), got {self.action_quantile}.")

@@ -25,6 +25,7 @@ class WindowOptions:
     policy_samples: bool = True
     world_model_samples: bool = True
     world_model_ratio: float = 1.0
+    action_dead_band: Sequence[float] = ()
 
 
 class Window(NamedTuple):

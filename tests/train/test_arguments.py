@@ -140,3 +140,17 @@ def test_every_command_can_say_its_options(classes, capsys):
         parse_arguments(classes, ["--help"])
     assert leaving.value.code == 0
     assert "show this help message" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--action_dead_band", "0.1", "-0.1"], "at least 0"),
+        (["--attn_implementation", "eagre"], "Did you mean `eager`"),
+        (["--image_embeddings_from_codebook", "true", "--model_name_or_path", "m"], "brings its own"),
+        (["--num_action_bins", "1"], "at least 2"),
+    ],
+)
+def test_options_of_a_new_model_are_checked(flags, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(RUN_OPTIONS, ["--tokens", "t", *flags])

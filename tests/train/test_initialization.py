@@ -178,3 +178,28 @@ def test_fsdp_that_splits_nothing_is_refused(monkeypatch):
         ValueError, match="asked for FSDP, but each process would hold the whole model.*Launch on GPUs"
     ):
         require_sharding(sharded=False)
+
+
+def test_image_embeddings_can_begin_as_the_codebook(processor):
+    torch.manual_seed(0)
+    options = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    arguments = ModelArguments(image_embeddings_from_codebook=True, **options)
+    model = build_model(arguments, DataArguments(tokens="t"), processor)
+    config = model.config
+    first, count = config.image_token_id_start, config.num_image_tokens
+    embedded = model.get_input_embeddings().weight.detach()[first : first + count]
+    vectors = processor.image_tokenizer.embed_ids(torch.arange(count)[:, None, None] + first)[:, 0, 0]
+    ratio = torch.pdist(embedded) / torch.pdist(vectors)
+    assert ratio.std() / ratio.mean() < 1e-3  # every distance is kept, up to one scale
+    assert embedded.std() == pytest.approx(config.initializer_range, rel=1e-3)
+    plain = build_model(ModelArguments(**options), DataArguments(tokens="t"), processor)
+    ratio = torch.pdist(plain.get_input_embeddings().weight.detach()[first : first + count]) / torch.pdist(vectors)
+    assert ratio.std() / ratio.mean() > 0.05
+
+
+def test_attention_is_computed_as_asked(processor, checkpoint):
+    options = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = build_model(ModelArguments(attn_implementation="eager", **options), DataArguments(tokens="t"), processor)
+    assert model.config._attn_implementation == "eager"
+    assert build(checkpoint, processor, attn_implementation="eager").config._attn_implementation == "eager"
+    assert build(checkpoint, processor).config._attn_implementation == "sdpa"

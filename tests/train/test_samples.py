@@ -138,3 +138,20 @@ def test_rows_without_a_camera_of_the_card_are_refused(episodes, tmp_path):
     data = TokenizedEpisodes({"train": episodes}, {"grid": GRID, "cameras": ["agentview", "wrist"]}, tmp_path)
     with pytest.raises(ValueError, match="names 2 cameras, but the rows lack `image_token_ids_1`. Run train/pretok"):
         data.open_splits()
+
+
+def test_commands_inside_the_dead_band_are_learned_as_zero(episodes, processor):
+    band = [0.0, 0.0, 0.0, 0.5, 0.5, 0.5, 0.0]
+    samples = make_samples(episodes, processor, world_model_samples=False, action_dead_band=band)
+    wanted = np.array(episodes[0]["expert_actions"]).reshape(-1, 7)
+    assert (np.abs(wanted[:, 3:6]) < 0.5).any() and (np.abs(wanted[:, 3:6]) > 0.5).any()
+    quiet = wanted.copy()
+    quiet[:, 3:6][np.abs(wanted[:, 3:6]) < 0.5] = 0
+    for step in range(len(wanted)):
+        answer = learned(samples[samples.windows.index(("policy", 0, step))])
+        assert bins_of(answer, processor.vocabulary) == processor.encode_actions(quiet[step : step + 1])[0].tolist()
+
+
+def test_a_dead_band_of_another_width_is_refused(episodes, processor):
+    with pytest.raises(ValueError, match="7 numbers, one per action dimension, got 2"):
+        make_samples(episodes, processor, action_dead_band=[0.1, 0.1])
