@@ -1,4 +1,10 @@
-# make demo | make test | make lint: each sets up everything it needs, from nothing, and is quick the second time.
+# Each target sets up everything it needs, from nothing, and is quick the second time.
+#   make demo          the checkpoint that comes along acts in LIBERO and imagines the same episode (minutes)
+#   make demo-train    the whole road: demonstrations, tokens, training, a rollout (a quarter of an hour and more)
+#   make clean-demo    delete what the two have left in outputs/
+#   make test          the tests; PYTEST_ARGS="..." chooses among them
+#   make lint          what every change must pass beside the tests; `make format` repairs what it can
+# DEMO_ARGS="..." gives either demo further options, such as DEMO_ARGS="--task_id 3".
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,10 +15,16 @@ export MUJOCO_GL ?= egl
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint format setup clean-demo
+.PHONY: demo demo-train clean-demo test lint format setup
 
 demo: setup
-	$(BIN)/python evaluation/demo.py --output_dir outputs/demo
+	$(BIN)/python evaluation/demo.py --output_dir outputs/demo $(DEMO_ARGS)
+
+demo-train: setup
+	$(BIN)/python evaluation/demo_train.py --output_dir outputs/demo-train $(DEMO_ARGS)
+
+clean-demo:
+	rm -rf outputs/demo outputs/demo-train
 
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -40,6 +52,3 @@ $(SYSTEM_READY): .ci/system-packages
 	@mkdir -p $(@D)
 	bash .ci/system-packages
 	@touch $@
-
-clean-demo:
-	rm -rf outputs/demo

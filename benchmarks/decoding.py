@@ -1,8 +1,8 @@
 """Speed of decoding chunks and frames, as ratios to one-token decoding of the same weights in one run.
 
     OMP_NUM_THREADS=1 python benchmarks/decoding.py --output results.json
-    OMP_NUM_THREADS=1 python benchmarks/decoding.py --checkpoint outputs/demo/checkpoint \
-        --demonstrations outputs/demo/held_out
+    OMP_NUM_THREADS=1 python benchmarks/decoding.py --checkpoint outputs/demo-train/checkpoint \
+        --demonstrations outputs/demo-train/held_out
 
 Prints a Markdown table. The baseline is `generate()`: one token per forward, under the same mask and the same grammar.
 Without a checkpoint weights and prompts are random, and no draft is right.

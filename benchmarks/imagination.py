@@ -1,7 +1,7 @@
 """Frames per second of rollouts against one-token decoding of the same model, and memory over a long rollout.
 
-    OMP_NUM_THREADS=1 python benchmarks/imagination.py --checkpoint outputs/demo/checkpoint \
-        --demonstrations outputs/demo/held_out
+    OMP_NUM_THREADS=1 python benchmarks/imagination.py --checkpoint outputs/demo-train/checkpoint \
+        --demonstrations outputs/demo-train/held_out
 
 Prints a Markdown table. The baseline is `generate()`, one token per forward, on a prompt made anew for every frame,
 under the same mask and grammar; every way imagines its own rollout, and their tokens are compared.

@@ -1,7 +1,7 @@
 """Is the imagination true to the actions? The same frame under different actions, beside the simulator.
 
-    python evaluation/counterfactual.py --checkpoint outputs/demo/checkpoint \
-        --demonstrations outputs/demo/held_out --output_dir outputs/demo/counterfactual
+    python evaluation/counterfactual.py --checkpoint outputs/demo-train/checkpoint \
+        --demonstrations outputs/demo-train/held_out --output_dir outputs/demo-train/counterfactual
 
 From states of held-out episodes the simulator carries out one command several times: along each axis, and with the
 gripper opened and closed. The model imagines the same from the same frame. Writes `report.md`, `results.json` and

@@ -1,38 +1,36 @@
-"""The whole road on one laptop: real LIBERO, demonstrations, tokens, training, a robot that moves, an imagined future.
+"""The first minutes: the checkpoint that comes along acts in real LIBERO, then imagines the same episode.
 
     make demo                      # or: python evaluation/demo.py --output_dir outputs/demo
 
-Each stage is a command that a user could type. Finished stages are kept; run it again and it goes on. All results lie
-in `output_dir`: rollout.mp4, imagined.mp4, report.md and the checkpoint.
+It starts from a benchmark initial state, and from the next one as long as it fails; every try is reported. Each stage
+is a command that a user could type. Finished stages are kept; run it again and it goes on. All results lie in
+`output_dir`: rollout.mp4, imagined.mp4 and report.md. The demo that trains its own model is demo_train.py.
 """
 
 import json
 import logging
 import shutil
-import subprocess
 import sys
-import threading
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 if __package__ in (None, ""):  # run as a script: import from the checkout, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import psutil
-import torch
-
 from evaluation.arguments import parse_arguments, require_positive
-from evaluation.atomic_files import write_atomically, write_json, write_text
-from evaluation.report import format_success, markdown_table
+from evaluation.atomic_files import write_atomically, write_text
+from evaluation.checkpoints import choose_cameras, fingerprint_checkpoint
+from evaluation.demo_report import loading_section, psnr_table, time_section
+from evaluation.demo_stages import ROOT, Road, Stage, kept_when_interrupted, open_folder
+from evaluation.protocol import NUM_INITIAL_STATES, EpisodeKey, plan_episodes
+from evaluation.report import markdown_table
+from evaluation.run_ledger import read_results
 
 logger = logging.getLogger("worldvla.demo")
 
-ROOT = Path(__file__).resolve().parents[1]
-STAGES = "stages.json"
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-HELD_OUT_SEED = 900_000  # far from the seeds of the training episodes
+NO_SUCCESS = 1  # exit code
 
 
 @dataclass
@@ -40,331 +38,236 @@ class DemoArguments:
     """Options of `evaluation/demo.py`."""
 
     output_dir: str = field(default="outputs/demo", metadata={"help": "Folder that everything lands in."})
-    suite: str = field(default="libero_object", metadata={"help": "LIBERO suite."})
+    checkpoint: str = field(
+        default="checkpoints/worldvla-tiny",
+        metadata={"help": "Folder of a checkpoint, here or in the checkout; this one comes along."},
+    )
+    suite: str = field(default="libero_object", metadata={"help": "LIBERO suite that it was trained on."})
     task_id: int = field(default=0, metadata={"help": "Task of the suite."})
-    episodes: int = field(default=24, metadata={"help": "Expert episodes to learn from."})
-    vq_model: str = field(
-        default="checkpoints/vqgan-libero", metadata={"help": "Folder of a trained VQ-GAN; this one comes along."}
-    )
-    train_vqgan: bool = field(
-        default=False, metadata={"help": "Train a VQ-GAN on the demo's own frames instead of taking --vq_model."}
-    )
-    vqgan_steps: int = field(default=500, metadata={"help": "Optimizer steps of that VQ-GAN."})
-    training_steps: int = field(default=800, metadata={"help": "Optimizer steps of the model."})
-    rollouts: int = field(default=3, metadata={"help": "Benchmark initial states that the model is tried on."})
-    num_workers: int = field(default=2, metadata={"help": "Simulator processes while recording."})
+    first_state: int = field(default=0, metadata={"help": "Benchmark initial state of the first try."})
+    tries: int = field(default=3, metadata={"help": "Initial states that are tried at most, until a success."})
 
     def __post_init__(self) -> None:
         """Check every option before anything is started."""
-        require_positive(self, "episodes", "vqgan_steps", "training_steps", "rollouts", "num_workers")
+        require_positive(self, "tries")
+        if self.first_state + self.tries > NUM_INITIAL_STATES:
+            raise ValueError(
+                f"A task has {NUM_INITIAL_STATES} benchmark initial states; {self.tries} tries from state "
+                f"{self.first_state} on need more. Lower `--tries` or `--first_state`."
+            )
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One step of the road: a name, the command that takes it, and the folder or file that it writes."""
-
-    name: str
-    title: str
-    command: list[str]
-    result: Path
-
-
-def has_bfloat16_units() -> bool:
-    """Whether this processor multiplies bfloat16 in hardware; elsewhere float32 is faster."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-
-
-def list_stages(arguments: DemoArguments, output: Path) -> list[Stage]:
-    """The road, command by command.
-
-    Args:
-        arguments (`DemoArguments`): sizes.
-        output (`Path`): where everything lands.
-
-    Returns:
-        `list[Stage]`: in order.
-    """
-    scene = ["--suite", arguments.suite, "--task_ids", str(arguments.task_id)]
-    record = ["evaluation/record_demonstrations.py", *scene, "--placements", "random", "--cameras", "agentview"]
-    demonstrations, held_out = output / "demonstrations", output / "held_out"
-    recording = [
-        Stage(
-            "record",
-            "expert demonstrations in the simulator",
-            [*record, "--episodes", str(arguments.episodes), "--num_workers", str(arguments.num_workers)]
-            + ["--out", str(demonstrations)],
-            demonstrations,
-        ),
-        Stage(
-            "record_held_out",
-            "one more episode, for the world model's test",
-            [*record, "--episodes", "1", "--first_seed", str(HELD_OUT_SEED), "--out", str(held_out)],
-            held_out,
-        ),
-    ]
-    return recording + list_learning_stages(arguments, output) + list_judging_stages(arguments, output, scene)
-
-
-def list_learning_stages(arguments: DemoArguments, output: Path) -> list[Stage]:
-    """From the recorded episodes to the checkpoint."""
-    bfloat16 = has_bfloat16_units()
-    demonstrations, vqgan = output / "demonstrations", output / "vqgan"
-    tokens, checkpoint = output / "tokens", output / "checkpoint"
-    vqgan_stage = Stage(
-        "vqgan",
-        "VQ-GAN on the recorded frames",
-        ["train/run_vqgan.py", "--demonstrations", str(demonstrations), "--output_dir", str(vqgan)]
-        + ["--max_steps", str(arguments.vqgan_steps), "--mixed_precision", "bf16" if bfloat16 else "no"],
-        vqgan,
-    )
-    vq_model = str(vqgan) if arguments.train_vqgan else arguments.vq_model
-    return [
-        *([vqgan_stage] if arguments.train_vqgan else []),
-        Stage(
-            "pretokenize",
-            "demonstrations to tokens",
-            ["train/pretokenize.py", "--demonstrations", str(demonstrations), "--vq_model", vq_model]
-            + ["--output_dir", str(tokens), "--dataset_name", arguments.suite],
-            tokens,
-        ),
-        Stage(
-            "train",
-            "policy and world model together",
-            ["train/run.py", "train/recipes/demo.yaml", "--tokens", str(tokens), "--output_dir", str(checkpoint)]
-            + ["--max_steps", str(arguments.training_steps), "--bf16", str(bfloat16).lower()],
-            checkpoint,
-        ),
-    ]
-
-
-def list_judging_stages(arguments: DemoArguments, output: Path, scene: list[str]) -> list[Stage]:
-    """What the checkpoint is tried on."""
-    checkpoint, held_out = output / "checkpoint", output / "held_out"
-    return [
-        Stage(
-            "rollout",
-            "the model acts, from benchmark initial states",
-            ["evaluation/run.py", "--checkpoint", str(checkpoint), *scene, "--episodes", str(arguments.rollouts)]
-            + ["--videos", "all", "--output_dir", str(output / "rollouts")],
-            output / "rollouts",
-        ),
-        Stage(
-            "imagine",
-            "the model imagines the held-out episode",
-            ["evaluation/imagine.py", "--checkpoint", str(checkpoint), "--demonstrations", str(held_out)]
-            + ["--output", str(output / "imagined.mp4")],
-            output / "imagined.mp4",
-        ),
-    ]
-
-
-class PeakMemory:
-    """Watches, in a thread, how much memory this process and all below it hold together; use as a context manager.
+class Try(NamedTuple):
+    """One episode of the demo.
 
     Attributes:
-        gib (`float`): the largest sum of resident memory seen, in GiB; pages that processes share count for each.
+        episode (`EpisodeKey`): suite, task and initial state.
+        folder (`Path`): its results folder.
+        record (`dict`): its line in `episodes.jsonl`, see docs/evaluation.md.
     """
 
-    def __init__(self, every: float = 1.0) -> None:
-        self.gib = 0.0
-        self._every = every
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+    episode: EpisodeKey
+    folder: Path
+    record: dict[str, Any]
 
-    def __enter__(self) -> "PeakMemory":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        me = psutil.Process()
-        while True:
-            total = 0
-            for process in [me, *me.children(recursive=True)]:
-                try:
-                    total += process.memory_info().rss
-                except psutil.NoSuchProcess:  # it ended between the listing and the look
-                    continue
-            self.gib = max(self.gib, total / 2**30)
-            if self._ended.wait(self._every):
-                return
+    def video(self, ending: str = "") -> Path:
+        """The film of the episode, or another of its name."""
+        return self.folder / "videos" / f"{self.episode.name}{ending}.mp4"
 
 
-def run_stages(stages: list[Stage], output: Path) -> dict[str, dict[str, Any]]:
-    """Run the stages that are not done, and remember the time each took.
-
-    A stage whose command changed, or that follows one whose command changed, starts anew: its old result is deleted.
+def find_checkpoint(folder: str) -> Path:
+    """Find the checkpoint before anything is started.
 
     Args:
-        stages (`list[Stage]`): in order.
-        output (`Path`): folder of the record `stages.json`.
+        folder (`str`): as the user names it: where the command was started, or in the checkout.
 
     Returns:
-        `dict`: by stage name: command, seconds (interrupted attempts included) and peak memory in GiB.
+        `Path`: as the stages, which run in the checkout, find it.
 
     Raises:
-        SystemExit: with the stage's exit code when a stage fails.
+        ValueError: if there is no checkpoint, or a part of it is missing.
     """
-    path = output / STAGES
-    record = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    for number, stage in enumerate(stages, start=1):
-        road = [step.command for step in stages[:number]]
-        if record.get(stage.name, {}).get("road") != road:
-            remove(stage.result)
-            record[stage.name] = {"command": stage.command, "road": road, "seconds": 0.0, "done": False}
-        entry = record[stage.name]
-        if entry["done"]:
-            logger.info("[%d/%d] %s: done before", number, len(stages), stage.title)
-            continue
-        logger.info("[%d/%d] %s\n      python %s", number, len(stages), stage.title, " ".join(stage.command))
-        started = time.monotonic()
-        try:
-            with PeakMemory() as memory:
-                code = subprocess.run([sys.executable, *stage.command], cwd=ROOT, check=False).returncode
-        finally:
-            entry["seconds"] = round(entry["seconds"] + time.monotonic() - started, 1)
-            write_json(path, record)
-        if code:
-            logger.error(
-                "Stage `%s` failed with exit code %d; what is finished is kept. Run again to go on.", stage.name, code
-            )
-            raise SystemExit(code)
-        entry |= {"done": True, "peak_gib": round(memory.gib, 2)}
-        write_json(path, record)
-    return {stage.name: record[stage.name] for stage in stages}
+    here = Path(folder) if Path.cwd() == ROOT else Path(folder).resolve()
+    path = here if here.is_dir() else Path(folder)
+    needed = ("config.json", "processor_config.json")
+    missing = [name for name in needed if not (ROOT / path / name).is_file()]
+    if missing:
+        state = f"lacks `{missing[0]}`" if (ROOT / path).is_dir() else "does not exist"
+        raise ValueError(
+            f"`{folder}` shall hold the checkpoint that acts, and {state}. Fetch the whole repository again, or train "
+            "a checkpoint with `make demo-train` and give `--checkpoint outputs/demo-train/checkpoint`."
+        )
+    return path
 
 
-def remove(path: Path) -> None:
-    """Delete a file or a folder, where there is one."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def act(episode: EpisodeKey, checkpoint: Path, output: Path, fingerprint: str) -> Stage:
+    """The model acts from one initial state.
+
+    Args:
+        episode (`EpisodeKey`): suite, task and initial state.
+        checkpoint (`Path`): of the model.
+        output (`Path`): folder of the demo.
+        fingerprint (`str`): of the checkpoint.
+
+    Returns:
+        `Stage`: its result is a results folder with a film and a trace.
+    """
+    folder = output / "rollouts" / f"state{episode.initial_state}"
+    scene = ["--suite", episode.suite, "--task_ids", str(episode.task_id), "--first_state", str(episode.initial_state)]
+    return Stage(
+        f"act_state{episode.initial_state}",
+        f"the model acts, from benchmark initial state {episode.initial_state}",
+        ["evaluation/run.py", "--checkpoint", str(checkpoint), *scene, "--episodes", "1"]
+        + ["--videos", "all", "--traces", "true", "--output_dir", str(folder)],
+        folder,
+        reads=fingerprint,
+    )
 
 
-def write_report(arguments: DemoArguments, output: Path, record: dict[str, dict[str, Any]]) -> Path:
-    """Gather what the stages wrote into `report.md`.
+def imagine(shown: Try, checkpoint: Path) -> Stage:
+    """The world model imagines the episode, from its first frame and the actions that were carried out.
+
+    Args:
+        shown (`Try`): the episode.
+        checkpoint (`Path`): of the model.
+
+    Returns:
+        `Stage`: its result is `imagined.json` in the results folder, with a film beside that of the episode.
+    """
+    camera = choose_cameras(str(ROOT / checkpoint), None)[0]
+    return Stage(
+        "imagine",
+        "the model imagines the same episode",
+        ["evaluation/imagine.py", "--checkpoint", str(checkpoint), "--rollouts", str(shown.folder)]
+        + ["--names", shown.episode.name, "--camera", camera],
+        shown.folder / "imagined.json",
+    )
+
+
+def run_demo(arguments: DemoArguments, output: Path) -> bool:
+    """Act until a success, imagine that episode, and gather what came out.
+
+    Args:
+        arguments (`DemoArguments`): all options.
+        output (`Path`): folder of the demo.
+
+    Returns:
+        `bool`: whether a try succeeded; without a success the first try is shown.
+
+    Raises:
+        ValueError: if checkpoint, suite, task or states do not exist, before anything is started.
+        SystemExit: with a stage's exit code when it fails.
+    """
+    checkpoint = find_checkpoint(arguments.checkpoint)
+    episodes = plan_episodes([arguments.suite], [arguments.task_id], arguments.first_state, arguments.tries)
+    fingerprint = fingerprint_checkpoint(str(ROOT / checkpoint), None)
+    road = Road(output)
+    tries: list[Try] = []
+    for episode in episodes:
+        stage = act(episode, checkpoint, output, fingerprint)
+        road.take(stage)
+        tries.append(Try(episode, stage.result, read_results(stage.result).records[episode]))
+        logger.info("      %s", describe_try(tries[-1]))
+        if tries[-1].record["success"]:
+            break
+    shown = tries[-1] if tries[-1].record["success"] else tries[0]
+    road.take(imagine(shown, checkpoint))
+    for name, video in (("rollout.mp4", shown.video()), ("imagined.mp4", shown.video("_imagined"))):
+        write_atomically(output / name, lambda temporary, video=video: shutil.copyfile(video, temporary))
+    write_text(output / "report.md", format_report(arguments, checkpoint, fingerprint, tries, shown, road.record))
+    return bool(shown.record["success"])
+
+
+def describe_try(made: Try) -> str:
+    """How a try ended, in a line."""
+    outcome = made.record["outcome"].replace("_", " ")
+    return f"initial state {made.episode.initial_state}: {outcome} after {made.record['num_steps']} steps"
+
+
+def format_report(
+    arguments: DemoArguments,
+    checkpoint: Path,
+    fingerprint: str,
+    tries: Sequence[Try],
+    shown: Try,
+    record: dict[str, dict[str, Any]],
+) -> str:
+    """What came out, as Markdown.
 
     Args:
         arguments (`DemoArguments`): what was asked for.
-        output (`Path`): the demo's folder.
-        record (`dict`): see `run_stages`.
+        checkpoint (`Path`): of the model.
+        fingerprint (`str`): of the checkpoint.
+        tries (`Sequence[Try]`): all, in order.
+        shown (`Try`): whose films are shown.
+        record (`dict`): see `Road`.
 
     Returns:
-        `Path`: the report.
+        `str`: the report.
     """
-    rollouts = json.loads((output / "rollouts" / "summary.json").read_text("utf-8"))
-    imagined = json.loads((output / "imagined.json").read_text("utf-8"))
-    vqgan_log = output / "vqgan" / "log.jsonl"
-    lines_of_vqgan = vqgan_log.read_text("utf-8").splitlines() if arguments.train_vqgan else []
-    vqgan = [json.loads(line) for line in lines_of_vqgan]
-    training = json.loads((output / "checkpoint" / "training_log.json").read_text("utf-8"))
-    lines = [
+    imagined = json.loads((shown.folder / "imagined.json").read_text("utf-8"))
+    state = shown.episode.initial_state
+    parts = [
         "# worldvla demo",
-        f"Task {arguments.task_id} of {arguments.suite}; {arguments.episodes} expert episodes from random placements. "
-        "This is one small model trained in minutes: it shows that every part works, not how good the method is. "
-        + ("The VQ-GAN was trained here, too." if arguments.train_vqgan else f"VQ-GAN: `{arguments.vq_model}`."),
+        f'Task {arguments.task_id} of {arguments.suite}, "{shown.record["instruction"]}", by the checkpoint '
+        f"`{checkpoint}` (SHA-256 of weights and configs: {fingerprint[:16]}…).",
         "## The robot",
-        f"Success from benchmark initial states, none of them trained on: "
-        f"**{format_success(rollouts['successes'], rollouts['episodes'])}**. Video: rollout.mp4.",
+        f"{format_outcome(tries)} The initial states are the benchmark's, in order; demonstrations that are recorded "
+        "here start from random placements. The tries end with the first success, so they are no success rate: for "
+        f"one, run `python evaluation/run.py --checkpoint {checkpoint} --suite {arguments.suite} --episodes 50 "
+        "--output_dir results/`.",
+        tries_table(tries),
+        f"Video of initial state {state}: rollout.mp4.",
         "## The imagination",
-        f"{imagined['num_frames']} frames from one real frame and the recorded actions of an episode that was not "
-        f"trained on; {imagined['seconds_per_frame']:.2f} s a frame. Video: "
-        "imagined.mp4 (real | reconstructed | imagined | difference).",
+        f"The world model was given the first frame of initial state {state} and the {imagined['num_frames']} actions "
+        f"that were carried out. Each frame was imagined from imagined ones: {imagined['seconds_per_frame']:.2f} s a "
+        f"frame, mean token entropy {imagined['entropy_nats']:.2f} nats. Video: imagined.mp4 (real | reconstructed | "
+        "imagined | difference).",
         psnr_table(imagined["psnr_db"]),
-        "## Losses",
-        markdown_table(["", "first logged", "last logged"], [*loss_rows(vqgan, training), *held_out_rows(training)]),
-        "## Time",
-        time_table(record),
-        f"All stages: {sum(entry['seconds'] for entry in record.values()) / 60:.1f} minutes; "
-        f"most memory at once, all processes: {max(entry['peak_gib'] for entry in record.values()):.1f} GiB.",
-        "## Use the checkpoint",
-        "```python\nimport modeling_worldvla, tokenization\n"
-        "from transformers import AutoModelForCausalLM, AutoProcessor\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{output / "checkpoint"}")\n'
-        f'processor = AutoProcessor.from_pretrained("{output / "checkpoint"}")\n```',
+        time_section(record),
+        loading_section(checkpoint),
     ]
-    write_text(output / "report.md", "\n\n".join(lines) + "\n")
-    return output / "report.md"
+    return "\n\n".join(parts) + "\n"
 
 
-def psnr_table(psnr: dict[str, float]) -> str:
-    """The imagination between its floor and its ceiling."""
-    rows = {
-        "imagined": "imagined",
-        "floor: the last real frame, repeated": "copy_last_frame",
-        "the same floor, through the tokenizer": "copy_last_reconstruction",
-        "ceiling: real frames, through the tokenizer": "reconstruction",
-    }
-    return markdown_table(
-        ["mean PSNR over the imagined frames", "dB"], [[title, f"{psnr[name]:.2f}"] for title, name in rows.items()]
-    )
+def format_outcome(tries: Sequence[Try]) -> str:
+    """The outcome of the demo in a sentence."""
+    if tries[-1].record["success"]:
+        return f"**Success at try {len(tries)}.**"
+    return f"**No success in {len(tries)} tries.**" if len(tries) > 1 else "**No success in the only try.**"
 
 
-def time_table(record: dict[str, dict[str, Any]]) -> str:
-    """Time, memory and command of every stage."""
+def tries_table(tries: Sequence[Try]) -> str:
+    """Every try as a row.
+
+    Args:
+        tries (`Sequence[Try]`): in order.
+
+    Returns:
+        `str`: Markdown; seconds are those of the episode without its film, and of waiting for an action chunk.
+    """
     rows = [
-        [name, f"{entry['seconds']:.0f}", f"{entry['peak_gib']:.1f}", f"`python {' '.join(entry['command'])}`"]
-        for name, entry in record.items()
+        [made.episode.initial_state, made.record["outcome"].replace("_", " "), made.record["num_steps"]]
+        + [f"{made.record['seconds']['total']:.1f}"]
+        + [f"{made.record['seconds']['policy'] / made.record['num_chunks']:.3f}"]
+        for made in tries
     ]
-    return markdown_table(["stage", "seconds", "GiB", "command"], rows)
+    return markdown_table(["initial state", "outcome", "steps", "seconds", "seconds per action chunk"], rows)
 
 
-def loss_rows(vqgan: list[dict[str, Any]], training: list[dict[str, Any]]) -> list[list[str]]:
-    """First and last logged value of each training loss."""
-    rows = []
-    for title, log, key in (
-        ("VQ-GAN reconstruction", vqgan, "reconstruction"),
-        ("VQ-GAN codes in use (perplexity)", vqgan, "perplexity"),
-        ("actions, nats per token", training, "loss_action"),
-        ("next frame, nats per token", training, "loss_world_model"),
-    ):
-        values = [line[key] for line in log if key in line]
-        if values:
-            rows.append([title, f"{values[0]:.3f}", f"{values[-1]:.3f}"])
-    return rows
-
-
-def held_out_rows(training: list[dict[str, Any]]) -> list[list[str]]:
-    """What the last evaluation on held-out trajectories found."""
-    values = {key: value for line in training for key, value in line.items() if key.startswith("eval_val_ind_")}
-    shown = ("loss_action", "loss_world_model", "accuracy_action", "accuracy_world_model")
-    return [
-        [f"held-out trajectories: {name}", "", f"{values[f'eval_val_ind_{name}']:.3f}"]
-        for name in shown
-        if f"eval_val_ind_{name}" in values
-    ]
-
-
-def choose_rollout_video(output: Path) -> Path:
-    """The video of the first success, or of the first episode where there was none."""
-    records = [json.loads(line) for line in (output / "rollouts" / "episodes.jsonl").read_text("utf-8").splitlines()]
-    chosen = next((record for record in records if record["success"]), records[0])
-    return output / "rollouts" / "videos" / chosen["video"]
-
-
-def main(argv: list[str]) -> None:
-    """Command line entry."""
+def main(argv: list[str]) -> int:
+    """Command line entry; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = parse_arguments(DemoArguments, argv)
-    output = Path(arguments.output_dir)
-    if Path.cwd() != ROOT:
-        output = output.resolve()  # the stages run in the checkout
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        record = run_stages(list_stages(arguments, output), output)
-    except KeyboardInterrupt:
-        logger.warning("Interrupted; what is finished is kept. Run the same command again to go on.")
-        raise SystemExit(INTERRUPTED) from None
-    video = choose_rollout_video(output)
-    write_atomically(output / "rollout.mp4", lambda temporary: shutil.copyfile(video, temporary))
-    report = write_report(arguments, output, record)
-    logger.info("done: %s, rollout.mp4, imagined.mp4 and checkpoint/ in %s", report.name, output)
+    output = open_folder(arguments.output_dir)
+    with kept_when_interrupted():
+        success = run_demo(arguments, output)
+    logger.info("done: report.md, rollout.mp4 and imagined.mp4 in %s", output)
+    if success:
+        return 0
+    logger.warning("No try succeeded; report.md names them. `--first_state` and `--tries` choose others.")
+    return NO_SUCCESS
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

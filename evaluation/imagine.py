@@ -1,11 +1,11 @@
 """Imagine episodes: real frames and commands in, or an instruction for the policy; the frames that follow out.
 
-    python evaluation/imagine.py --checkpoint outputs/demo/checkpoint --demonstrations demo.hdf5 --output imagined.mp4
-    python evaluation/imagine.py --checkpoint outputs/demo/checkpoint --image frame.png --actions actions.npy \
+    python evaluation/imagine.py --checkpoint outputs/run --demonstrations demo.hdf5 --output imagined.mp4
+    python evaluation/imagine.py --checkpoint outputs/run --image frame.png --actions actions.npy \
         --output imagined.gif
-    python evaluation/imagine.py --checkpoint outputs/demo/checkpoint --image frame.png --num_frames 50 \
+    python evaluation/imagine.py --checkpoint outputs/run --image frame.png --num_frames 50 \
         --instruction "pick up the alphabet soup and place it in the basket" --output imagined.png
-    python evaluation/imagine.py --checkpoint outputs/demo/checkpoint --rollouts results/
+    python evaluation/imagine.py --checkpoint outputs/run --rollouts results/
 
 docs/imagination.md says what comes out. The last form takes the filmed episodes of `evaluation/run.py --traces true`
 and writes, in their folder, a video beside each of theirs, imagined.json and imagined.md (docs/reports.md). In the

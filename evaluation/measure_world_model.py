@@ -1,7 +1,7 @@
 """Measure how near imagined frames come to the real ones, on held-out episodes.
 
-    python evaluation/measure_world_model.py --checkpoint outputs/demo/checkpoint \
-        --demonstrations outputs/demo/held_out --num_frames 10 50 --output_dir outputs/demo/world_model
+    python evaluation/measure_world_model.py --checkpoint outputs/demo-train/checkpoint \
+        --demonstrations outputs/demo-train/held_out --num_frames 10 50 --output_dir outputs/demo-train/world_model
 
 Writes `report.md`, `results.json` and `curves.png`: PSNR, SSIM, LPIPS, FVD and token accuracy, beside the tokenizer's
 own reconstruction (the ceiling) and the given frame repeated (the floor). See docs/world_model.md.

@@ -1,6 +1,6 @@
 """Serve a WorldVLA checkpoint over HTTP, to this harness on another machine or in another environment.
 
-    python evaluation/policy_server.py --checkpoint outputs/demo/checkpoint --port 8000
+    python evaluation/policy_server.py --checkpoint outputs/run --port 8000
     python evaluation/run.py --policy http --server http://127.0.0.1:8000 --output_dir out/
 
 docs/remote_policies.md describes the messages, and how to serve a model of another kind. There is no password: the

@@ -1,6 +1,6 @@
 """Let a policy act in LIBERO, on benchmark initial states, by the field's protocol.
 
-    python evaluation/run.py --checkpoint outputs/demo/checkpoint --suite libero_object --num_envs 2 --output_dir out/
+    python evaluation/run.py --checkpoint outputs/run --suite libero_object --num_envs 2 --output_dir out/
     python evaluation/run.py --policy expert --suite libero_object --episodes 5 --output_dir out/
     accelerate launch evaluation/run.py --checkpoint outputs/run --episodes 50 --device cuda --output_dir out/
 

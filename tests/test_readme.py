@@ -10,6 +10,8 @@ from evaluation.arguments import ReconstructArguments, RolloutArguments
 from evaluation.arguments import parse_arguments as parse_evaluation
 from evaluation.compare import CompareArguments
 from evaluation.counterfactual import CounterfactualArguments
+from evaluation.demo import DemoArguments
+from evaluation.demo_train import DemoTrainArguments
 from evaluation.imagine_arguments import ImagineArguments
 from evaluation.record_demonstrations import RecordingArguments
 from evaluation.rerender import RerenderArguments
@@ -36,6 +38,8 @@ CLASSES = {
     "evaluation/reconstruct.py": ReconstructArguments,
     "evaluation/measure_world_model.py": WorldModelArguments,
     "evaluation/counterfactual.py": CounterfactualArguments,
+    "evaluation/demo.py": DemoArguments,
+    "evaluation/demo_train.py": DemoTrainArguments,
 }
 COMMAND = re.compile(r"^(?:python|accelerate launch) +((?:train|evaluation)/\S+\.py(?:.*\\\n)*.*)$", re.MULTILINE)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

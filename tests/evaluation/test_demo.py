@@ -1,311 +1,173 @@
+"""`evaluation/demo.py`: tries until a success, the same episode imagined, and an honest report."""
+
 import json
 import subprocess
 import sys
-import types
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-import evaluation.demo
-from evaluation.arguments import RolloutArguments
-from evaluation.arguments import parse_arguments as parse_evaluation
-from evaluation.demo import (
-    ROOT,
-    DemoArguments,
-    PeakMemory,
-    Stage,
-    choose_rollout_video,
-    list_stages,
-    main,
-    run_stages,
-    write_report,
-)
+import evaluation.demo_stages
+import evaluation.protocol
+from evaluation.arguments import RolloutArguments, parse_arguments
+from evaluation.demo import DemoArguments, find_checkpoint, main
+from evaluation.demo_stages import ROOT
 from evaluation.imagine_arguments import ImagineArguments
-from evaluation.record_demonstrations import RecordingArguments
-from train.argument_parsing import parse_arguments as parse_training
-from train.arguments import DataArguments, ModelArguments, WorldVLATrainingArguments
-from train.pretokenize_arguments import PretokenizeArguments
-from train.vqgan_arguments import VQGANArguments
+from evaluation.protocol import EpisodeKey
+from tests.evaluation.made_up_run import make_up_run
 
-
-@pytest.fixture
-def make_stage(tmp_path):
-    """A function that makes a stage which notes its run and ends with a code, or with the code in a file."""
-
-    def make(name, code=0, note=None):
-        program = f"import pathlib, sys; file = pathlib.Path(r'{tmp_path}') / 'ran'; "
-        program += f"file.open('a').write('{note or name} '); code = pathlib.Path(r'{tmp_path}') / 'code-{name}'; "
-        program += f"sys.exit(int(code.read_text()) if code.exists() else {code})"
-        return Stage(name, f"the stage {name}", ["-c", program], tmp_path / f"result-{name}")
-
-    return make
-
-
-@pytest.fixture
-def ran(tmp_path):
-    """A function that tells which stages ran since the last call."""
-
-    def read():
-        path = tmp_path / "ran"
-        names = path.read_text().split() if path.exists() else []
-        path.unlink(missing_ok=True)
-        return names
-
-    return read
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """The moments that the demo reads from its clock, in order."""
-    moments = []
-    monkeypatch.setattr(evaluation.demo, "time", types.SimpleNamespace(monotonic=lambda: moments.pop(0)))
-    return moments
-
-
-def read_record(folder):
-    return json.loads((folder / "stages.json").read_text())
-
-
-# Stages
-
-
-def test_peak_memory_counts_processes_below():
-    program = "import time; block = bytearray(200 * 2**20); block[::4096] = b'1' * len(block[::4096]); time.sleep(1.5)"
-    with PeakMemory(every=0.1) as alone:
-        pass
-    with PeakMemory(every=0.1) as memory:
-        subprocess.run([sys.executable, "-c", program], check=True)
-    assert 0 < alone.gib and alone.gib + 0.15 < memory.gib < alone.gib + 1
-
-
-def test_finished_stages_are_skipped(make_stage, ran, tmp_path):
-    stages = [make_stage("a"), make_stage("b")]
-    record = run_stages(stages, tmp_path)
-    assert ran() == ["a", "b"]
-    assert list(record) == ["a", "b"] and record == read_record(tmp_path)
-    for stage in stages:
-        entry = record[stage.name]
-        assert entry["command"] == stage.command and entry["done"] is True
-        assert entry["peak_gib"] > 0
-    assert run_stages(stages, tmp_path) == record
-    assert ran() == []
-    run_stages([*stages, make_stage("c")], tmp_path)
-    assert ran() == ["c"]
-
-
-def test_a_changed_command_starts_itself_and_all_that_follows_anew(make_stage, ran, tmp_path):
-    run_stages([make_stage("a"), make_stage("b"), make_stage("c")], tmp_path)
-    ran()
-    for name in "abc":
-        (tmp_path / f"result-{name}").mkdir()
-    changed = [make_stage("a"), make_stage("b", note="b2"), make_stage("c")]
-    record = run_stages(changed, tmp_path)
-    assert ran() == ["b2", "c"]
-    assert record["b"]["command"] == changed[1].command
-    assert [(tmp_path / f"result-{name}").exists() for name in "abc"] == [True, False, False]
-
-
-def test_an_interrupted_stage_keeps_what_it_has(make_stage, tmp_path):
-    with pytest.raises(SystemExit):
-        run_stages([make_stage("a", code=1)], tmp_path)
-    (tmp_path / "result-a").write_text("half")
-    with pytest.raises(SystemExit):
-        run_stages([make_stage("a", code=1)], tmp_path)
-    assert (tmp_path / "result-a").read_text() == "half"
-
-
-def test_a_changed_command_that_fails_is_not_taken_for_done(make_stage, ran, tmp_path):
-    run_stages([make_stage("a")], tmp_path)
-    for _ in range(2):
-        ran()
-        with pytest.raises(SystemExit):
-            run_stages([make_stage("a", code=1)], tmp_path)
-        assert ran() == ["a"]
-        assert read_record(tmp_path)["a"]["done"] is False
-
-
-def test_a_failing_stage_ends_with_its_code_and_the_time_adds_up(make_stage, ran, clock, tmp_path):
-    stages = [make_stage("a"), make_stage("b"), make_stage("c")]
-    (tmp_path / "code-b").write_text("3")
-    clock += [0, 2, 10, 14.5]
-    with pytest.raises(SystemExit) as error:
-        run_stages(stages, tmp_path)
-    assert error.value.code == 3
-    assert ran() == ["a", "b"]
-    record = read_record(tmp_path)
-    assert [(name, entry["done"], entry["seconds"]) for name, entry in record.items()] == [
-        ("a", True, 2.0),
-        ("b", False, 4.5),
-    ]
-    (tmp_path / "code-b").write_text("0")
-    clock += [100, 101, 200, 203]
-    record = run_stages(stages, tmp_path)
-    assert ran() == ["b", "c"]
-    assert {name: entry["seconds"] for name, entry in record.items()} == {"a": 2.0, "b": 5.5, "c": 3.0}
-
-
-def test_time_before_an_interruption_counts(make_stage, clock, tmp_path, monkeypatch):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    clock += [0, 7]
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluation.demo.subprocess, "run", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run_stages([make_stage("a")], tmp_path)
-    assert read_record(tmp_path)["a"]["seconds"] == 7
-    clock += [50, 51]
-    assert run_stages([make_stage("a")], tmp_path)["a"]["seconds"] == 8
-
-
-def test_every_stage_is_a_command_that_its_script_takes(tmp_path):
-    arguments = DemoArguments(
-        task_id=4, episodes=5, train_vqgan=True, vqgan_steps=6, training_steps=7, rollouts=8, num_workers=3
-    )
-    commands = {stage.name: stage.command for stage in list_stages(arguments, tmp_path)}
-    assert all((ROOT / command[0]).is_file() for command in commands.values())
-    options = {name: command[1:] for name, command in commands.items()}
-
-    recorded = parse_evaluation(RecordingArguments, options["record"])
-    assert (recorded.task_ids, recorded.episodes, recorded.num_workers) == ([4], 5, 3)
-    held_out = parse_evaluation(RecordingArguments, options["record_held_out"])
-    assert (held_out.task_ids, held_out.episodes, held_out.placements) == ([4], 1, "random")
-    assert held_out.first_seed > recorded.first_seed + 1000 and held_out.out != recorded.out
-    (vqgan,) = parse_training([VQGANArguments], options["vqgan"])
-    assert (vqgan.demonstrations, vqgan.max_steps) == ([recorded.out], 6)
-    (tokens,) = parse_training([PretokenizeArguments], options["pretokenize"])
-    assert (tokens.demonstrations, tokens.vq_model) == ([recorded.out], vqgan.output_dir)
-    recipe = str(ROOT / options["train"][0])
-    classes = [ModelArguments, DataArguments, WorldVLATrainingArguments]
-    without_bf16 = options["train"][1:] + ["--bf16", "false", "--use_cpu", "true"]
-    _, data, training = parse_training(classes, [recipe, *without_bf16])
-    assert (data.tokens, training.max_steps) == (tokens.output_dir, 7)
-    acted = parse_evaluation(RolloutArguments, options["rollout"])
-    assert (acted.checkpoint, acted.task_ids, acted.episodes) == (training.output_dir, [4], 8)
-    imagined = parse_evaluation(ImagineArguments, options["imagine"])
-    assert (imagined.checkpoint, imagined.demonstrations) == (training.output_dir, held_out.out)
-
-
-def test_the_vqgan_that_comes_along_saves_a_stage(tmp_path):
-    stages = list_stages(DemoArguments(), tmp_path)
-    assert [stage.name for stage in stages][:4] == ["record", "record_held_out", "pretokenize", "train"]
-    (tokens,) = parse_training([PretokenizeArguments], stages[2].command[1:])
-    assert (ROOT / tokens.vq_model / "vq_model" / "config.json").is_file()
-    write_outputs(tmp_path)
-    text = write_report(DemoArguments(), tmp_path, RECORD).read_text()
-    assert f"VQ-GAN: `{tokens.vq_model}`" in text and "VQ-GAN reconstruction" not in text
-
-
-@pytest.mark.parametrize("name", ["episodes", "vqgan_steps", "training_steps", "rollouts", "num_workers"])
-def test_sizes_must_be_positive(name):
-    with pytest.raises(ValueError, match=f"`--{name}` must be larger than 0, got 0"):
-        parse_evaluation(DemoArguments, [f"--{name}", "0"])
-
-
-# What the demo leaves
-
-RECORD = {
-    "record": {"command": ["evaluation/record.py", "--a", "1"], "seconds": 90.4, "done": True, "peak_gib": 1.25},
-    "train": {"command": ["train/run.py"], "seconds": 209.6, "done": True, "peak_gib": 3.14},
+IMAGINED = {
+    "num_frames": 10,
+    "seconds_per_frame": 0.3456,
+    "entropy_nats": 0.125,
+    "psnr_db": {"imagined": 21.456, "copy_last_frame": 17.5, "copy_last_reconstruction": 16.25, "reconstruction": 28},
 }
-ROLLOUTS = [
-    {"task_id": 2, "initial_state": state, "success": state > 0, "video": f"libero_object_task2_state{state}.mp4"}
-    for state in range(3)
-]
 
 
-def write_lines(path, records):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    for name in ("config.json", "processor_config.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+    (folder / "data_card.json").write_text(json.dumps({"cameras": ["wrist", "agentview"]}))
+    return folder
 
 
-def write_outputs(folder):
-    """What the stages write, made up."""
-    write_lines(folder / "rollouts" / "episodes.jsonl", ROLLOUTS)
-    for record in ROLLOUTS:
-        (folder / "rollouts" / "videos").mkdir(exist_ok=True)
-        (folder / "rollouts" / "videos" / record["video"]).write_text(record["video"])
-    (folder / "rollouts" / "summary.json").write_text(json.dumps({"successes": 3, "episodes": 5}))
-    psnr = {"imagined": 21.456, "copy_last_frame": 17.5, "copy_last_reconstruction": 16.25, "reconstruction": 28.0}
-    imagined = {"num_frames": 123, "seconds_per_frame": 0.3456, "psnr_db": psnr}
-    (folder / "imagined.json").write_text(json.dumps(imagined))
-    losses = [{"reconstruction": 0.5, "perplexity": 3.0}, {"reconstruction": 0.25, "perplexity": 40.0}]
-    write_lines(folder / "vqgan" / "log.jsonl", losses)
-    training = [
-        {"loss_action": 5.5, "loss_world_model": 6.5, "step": 1},
-        {"eval_val_ind_loss_action": 4.0, "eval_val_ind_accuracy_action": 0.1},
-        {"loss_action": 1.5, "loss_world_model": 2.5, "step": 9},
-        {"eval_val_ind_loss_action": 2.0, "eval_val_ind_accuracy_action": 0.75},
-        {"train_runtime": 12.0},
-    ]
-    (folder / "checkpoint").mkdir()
-    (folder / "checkpoint" / "training_log.json").write_text(json.dumps(training))
+@pytest.fixture
+def simulator(tmp_path, monkeypatch):
+    """Instead of the stages' processes: how each initial state ends, and the options that the stages were given."""
+    pretended = SimpleNamespace(outcomes={}, acted=[], imagined=[], failing=None)
+
+    def run(command, cwd, check):
+        assert (ROOT / command[1]).is_file() and cwd == ROOT
+        if command[1] == pretended.failing:
+            return SimpleNamespace(returncode=3)
+        if command[1] == "evaluation/run.py":
+            options = parse_arguments(RolloutArguments, command[2:])
+            key = EpisodeKey(options.suite[0], options.task_ids[0], options.first_state)
+            pretended.acted.append(options)
+            folder = make_up_run(Path(options.output_dir), {key: pretended.outcomes[key.initial_state]})
+            (folder / "videos").mkdir()
+            (folder / "videos" / f"{key.name}.mp4").write_text(f"film of {key.name}")
+        else:
+            assert command[1] == "evaluation/imagine.py"
+            options = parse_arguments(ImagineArguments, command[2:])
+            pretended.imagined.append(options)
+            (Path(options.rollouts) / "imagined.json").write_text(json.dumps(IMAGINED))
+            (Path(options.rollouts) / "videos" / f"{options.names[0]}_imagined.mp4").write_text("imagined film")
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(evaluation.demo_stages.subprocess, "run", run)
+    monkeypatch.setattr(evaluation.protocol, "find_task", lambda suite, task_id: SimpleNamespace(task_id=task_id))
+    return pretended
 
 
-def test_the_report_holds_the_numbers(tmp_path):
-    write_outputs(tmp_path)
-    path = write_report(DemoArguments(task_id=2, suite="libero_goal", episodes=16, train_vqgan=True), tmp_path, RECORD)
-    assert path == tmp_path / "report.md"
-    text = path.read_text()
+def run_demo(checkpoint, folder, *flags):
+    """Exit code and report."""
+    code = main(["--output_dir", str(folder), "--checkpoint", str(checkpoint), *flags])
+    return code, (folder / "report.md").read_text()
+
+
+def test_the_first_success_ends_the_tries(checkpoint, simulator, tmp_path):
+    simulator.outcomes = {5: "step_limit", 6: "success"}
+    flags = ["--suite", "libero_goal", "--task_id", "4", "--first_state", "5"]
+    code, text = run_demo(checkpoint, tmp_path / "out", *flags)
+    assert code == 0
+    acted = [(options.checkpoint, options.first_state, options.episodes) for options in simulator.acted]
+    assert acted == [(str(checkpoint), 5, 1), (str(checkpoint), 6, 1)]
+    assert all(options.traces and options.videos == "all" for options in simulator.acted)
+    (imagined,) = simulator.imagined
+    assert (imagined.rollouts, imagined.names) == (simulator.acted[1].output_dir, ["libero_goal_task4_state6"])
+    assert (imagined.checkpoint, imagined.camera) == (str(checkpoint), "wrist")
+    assert (tmp_path / "out" / "rollout.mp4").read_text() == "film of libero_goal_task4_state6"
+    assert (tmp_path / "out" / "imagined.mp4").read_text() == "imagined film"
     for piece in (
-        "Task 2 of libero_goal; 16 expert episodes",
-        "**3/5 (60 %, 95 % interval 23 to 88 %)**",
-        "123 frames from one real frame",
-        "0.35 s a frame",
+        f'Task 4 of libero_goal, "task 4 of libero_goal", by the checkpoint `{checkpoint}`',
+        "**Success at try 2.**",
+        "| 5 | step limit | 30 | 6.0 | 0.500 |",
+        "| 6 | success | 10 | 2.0 | 0.500 |",
+        "Video of initial state 6: rollout.mp4.",
+        "given the first frame of initial state 6 and the 10 actions",
+        "0.35 s a frame, mean token entropy 0.12 nats",
         "| imagined | 21.46 |",
-        "| floor: the last real frame, repeated | 17.50 |",
-        "| the same floor, through the tokenizer | 16.25 |",
-        "| ceiling: real frames, through the tokenizer | 28.00 |",
-        "| VQ-GAN reconstruction | 0.500 | 0.250 |",
-        "| VQ-GAN codes in use (perplexity) | 3.000 | 40.000 |",
-        "| actions, nats per token | 5.500 | 1.500 |",
-        "| next frame, nats per token | 6.500 | 2.500 |",
-        "| held-out trajectories: loss_action |  | 2.000 |",
-        "| held-out trajectories: accuracy_action |  | 0.750 |",
-        "| record | 90 | 1.2 | `python evaluation/record.py --a 1` |",
-        "| train | 210 | 3.1 | `python train/run.py` |",
-        "All stages: 5.0 minutes; most memory at once, all processes: 3.1 GiB.",
-        f'AutoProcessor.from_pretrained("{tmp_path / "checkpoint"}")',
+        "| floor: first frame repeated | 17.50 |",
+        "| ceiling: real frames through the tokenizer | 28.00 |",
+        "| act_state5 | ",
+        f"`python evaluation/run.py --checkpoint {checkpoint} --suite libero_goal --task_ids 4 --first_state 6 ",
+        "All stages: ",
+        f'AutoProcessor.from_pretrained("{checkpoint}")',
     ):
         assert piece in text, piece
-    assert "loss_world_model |" not in text  # the held-out log has none
 
 
-@pytest.mark.parametrize(
-    ("successes", "chosen"),
-    [([False, True, True], 1), ([False] * 3, 0), ([True] * 3, 0)],
-)
-def test_the_first_success_is_shown(tmp_path, successes, chosen):
-    records = [record | {"success": success} for record, success in zip(ROLLOUTS, successes, strict=True)]
-    write_lines(tmp_path / "rollouts" / "episodes.jsonl", records)
-    assert choose_rollout_video(tmp_path) == tmp_path / "rollouts" / "videos" / ROLLOUTS[chosen]["video"]
+def test_without_a_success_that_is_what_it_says(checkpoint, simulator, tmp_path, caplog):
+    simulator.outcomes = dict.fromkeys(range(3), "step_limit")
+    code, text = run_demo(checkpoint, tmp_path / "out")
+    assert code == 1 and "No try succeeded; report.md names them." in caplog.text
+    assert "**No success in 3 tries.**" in text and text.count("| step limit |") == 3
+    assert (tmp_path / "out" / "rollout.mp4").read_text() == "film of libero_object_task0_state0"
+    assert "**No success in the only try.**" in run_demo(checkpoint, tmp_path / "one", "--tries", "1")[1]
 
 
-def test_the_demo_lands_where_it_was_started(tmp_path, monkeypatch):
-    def pretend(stages, output):
-        # The stages run in the checkout: a relative folder would be another one there.
-        assert output == tmp_path / "out" and output.is_dir()
-        assert stages[-1].command[-1] == str(tmp_path / "out" / "imagined.mp4")
-        write_outputs(output)
-        return RECORD
+def test_finished_tries_are_kept_until_the_weights_change(checkpoint, simulator, tmp_path):
+    simulator.outcomes = {0: "step_limit", 1: "success"}
+    simulator.failing = "evaluation/imagine.py"
+    with pytest.raises(SystemExit) as error:
+        run_demo(checkpoint, tmp_path / "out")
+    assert error.value.code == 3 and len(simulator.acted) == 2 and not (tmp_path / "out" / "report.md").exists()
+    simulator.failing = None
+    code, text = run_demo(checkpoint, tmp_path / "out")
+    assert code == 0 and len(simulator.acted) == 2 and len(simulator.imagined) == 1
+    assert run_demo(checkpoint, tmp_path / "out") == (code, text)
+    assert len(simulator.acted) == 2 and len(simulator.imagined) == 1
 
-    monkeypatch.setattr(evaluation.demo, "run_stages", pretend)
+    (checkpoint / "model.safetensors").write_text("trained on")
+    simulator.outcomes = {0: "success"}
+    code, text = run_demo(checkpoint, tmp_path / "out")
+    assert len(simulator.acted) == 3 and len(simulator.imagined) == 2
+    assert "**Success at try 1.**" in text and "act_state1" not in text
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(checkpoint, simulator, tmp_path):
+    advice = r"Fetch the whole repository again, or train a checkpoint with `make demo-train` and give `--checkpoint o"
+    with pytest.raises(
+        ValueError, match=rf"`no/such` shall hold the checkpoint that acts, and does not exist\. {advice}"
+    ):
+        main(["--output_dir", str(tmp_path / "out"), "--checkpoint", "no/such"])
+    (checkpoint / "processor_config.json").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint` shall .* and lacks `processor_config\.json`\. Fetch"):
+        run_demo(checkpoint, tmp_path / "out")
+    assert not simulator.acted
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_checkpoint_is_looked_for_here_and_in_the_checkout(checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    main(["--output_dir", "out"])
-    assert (tmp_path / "out" / "rollout.mp4").read_text() == "libero_object_task2_state1.mp4"
-    assert "3/5" in (tmp_path / "out" / "report.md").read_text()
+    assert find_checkpoint("checkpoint") == checkpoint  # stages run in the checkout: they need the whole path
+    monkeypatch.setattr("evaluation.demo.ROOT", tmp_path)
+    assert str(find_checkpoint("checkpoint")) == "checkpoint"
+    monkeypatch.chdir(checkpoint)
+    assert str(find_checkpoint("checkpoint")) == "checkpoint"
+
+
+def test_tries_beyond_the_benchmark_are_refused():
+    with pytest.raises(
+        ValueError, match=r"has 50 benchmark initial states; 3 tries from state 48 on need more\. Lower"
+    ):
+        parse_arguments(DemoArguments, ["--first_state", "48"])
+    with pytest.raises(ValueError, match=r"`--tries` must be larger than 0, got 0"):
+        parse_arguments(DemoArguments, ["--tries", "0"])
 
 
 def test_the_demo_says_what_it_does(tmp_path):
     """A script's own words reach the terminal, also where no test runner catches them."""
-    (tmp_path / "stages.json").write_text("{}")
     program = (
-        "import evaluation.demo as demo, pathlib\n"
-        f"stage = demo.Stage('a', 'the first stage', ['-c', '2 + 2'], pathlib.Path(r'{tmp_path}/a'))\n"
-        "demo.list_stages = lambda *_: [stage]\n"
-        "demo.choose_rollout_video = lambda output: output / 'stages.json'\n"
-        "demo.write_report = lambda arguments, output, record: output / 'report.md'\n"
-        f"demo.main(['--output_dir', r'{tmp_path}'])\n"
+        "import sys, evaluation.demo as demo\n"
+        "demo.run_demo = lambda arguments, output: demo.logger.info('at work') is None\n"
+        f"sys.exit(demo.main(['--output_dir', r'{tmp_path}']))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "[1/1] the first stage" in done.stderr
-    assert "done: report.md" in done.stderr
+    assert "at work" in done.stderr
+    assert "done: report.md, rollout.mp4 and imagined.mp4" in done.stderr
