@@ -39,6 +39,7 @@ SWITCHES = (
     "use_action_attention_mask",
 )
 LOSS_FORMS = ("paper", "official")
+ACTION_CHOICES = ("likeliest", "median")
 SINGLE_TOKENS = (
     "bos_token_id",
     "pad_token_id",
@@ -97,6 +98,8 @@ class WorldVLAConfig(PreTrainedConfig):
         chunk_size (`int`): actions per prediction (K).
         n_obs_steps (`int`): frames in a policy prompt (M).
         world_model_history (`int`): frame-action pairs in a world-model prompt.
+        action_choice (`str`): what decoding without chance takes of a bin's distribution: "likeliest" (paper) or
+            "median", the bin with the least expected distance.
         derived_from (`str`, *optional*): Hub id of the weights that training began with; the model card names it and
             its licence.
 
@@ -168,6 +171,7 @@ class WorldVLAConfig(PreTrainedConfig):
     chunk_size: int = 5
     n_obs_steps: int = 2
     world_model_history: int = 1
+    action_choice: str = "likeliest"
     derived_from: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -240,6 +244,10 @@ def _check_numbers(config: WorldVLAConfig) -> None:
     for name in SWITCHES:
         if not isinstance(value := getattr(config, name), bool):
             raise ValueError(f"`{name}` must be True or False, got {value!r}. Choose one of the two.")
+    if config.action_choice not in ACTION_CHOICES:
+        raise ValueError(
+            f"`action_choice` must be one of {', '.join(ACTION_CHOICES)}, got {config.action_choice!r}. Choose one."
+        )
     rope_type = config.rope_parameters.get("rope_type", "default")
     if rope_type != "default":
         raise ValueError(f"`rope_type` must be 'default', got {rope_type!r}. Leave it out of `rope_parameters`.")

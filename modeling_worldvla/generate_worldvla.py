@@ -77,7 +77,13 @@ class WorldVLAGenerateMixin(GenerationMixin):
             token_grammar, input_ids, kwargs.pop("attention_mask", None), chunk_size
         )
         _check_room(num_tokens, input_ids.shape[1], generation_config, kwargs)
-        grammar = WorldVLATokenGrammar(token_grammar, self.config, input_ids.shape[1], chunk_size)
+        grammar = WorldVLATokenGrammar(
+            token_grammar,
+            self.config,
+            input_ids.shape[1],
+            chunk_size,
+            median=self._takes_medians(token_grammar, generation_config, kwargs),
+        )
         kwargs.setdefault("eos_token_id", self.config.sep_token_id)
         kwargs.setdefault("pad_token_id", self.config.pad_token_id)
         return super().generate(  # type: ignore[misc]
@@ -88,6 +94,15 @@ class WorldVLAGenerateMixin(GenerationMixin):
             attention_mask=F.pad(real.long(), (0, 1), value=1),
             **kwargs | {"max_new_tokens": num_tokens - 1, "max_length": None},
         )
+
+    def _takes_medians(
+        self, token_grammar: TokenGrammar, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
+    ) -> bool:
+        """Whether `config.action_choice` says what to take; by chance or among beams something else does."""
+        if token_grammar != "policy" or self.config.action_choice != "median":
+            return False
+        own = generation_config or self.generation_config
+        return not _option("do_sample", own, kwargs) and (_option("num_beams", own, kwargs) or 1) == 1
 
     def _check_question(
         self,

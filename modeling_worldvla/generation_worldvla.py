@@ -106,7 +106,7 @@ class WorldVLAGenerationMixin(WorldVLAGenerateMixin):
         cache_implementation: CacheImplementation = "dynamic",
         pad_to_multiple_of: int | None = None,
     ) -> torch.Tensor | WorldVLAActionChunkOutput:
-        """Predict the next K actions, greedily or by chance.
+        """Predict the next K actions, without chance (what `config.action_choice` says) or by chance.
 
         With the action attention mask the actions of a chunk do not depend on each other, so all K are decoded at
         once, in D forwards; the result is that of decoding token by token. Without the mask they do, and are decoded
@@ -117,7 +117,7 @@ class WorldVLAGenerationMixin(WorldVLAGenerateMixin):
             attention_mask (`torch.Tensor` of shape `(B, P)`, *optional*): non-zero at real tokens; by default
                 everything after leading padding tokens is real.
             chunk_size (`int`, *optional*): K; by default `config.chunk_size`.
-            do_sample (`bool`): draw from the model's distribution instead of taking the likeliest bins.
+            do_sample (`bool`): draw from the model's distribution instead of taking the likeliest or median bins.
             temperature (`float`): divides the logits, when drawing.
             top_k (`int`, *optional*): draw among so many likeliest ids only.
             top_p (`float`, *optional*): draw among the fewest likeliest ids that have this probability together.
@@ -139,7 +139,8 @@ class WorldVLAGenerationMixin(WorldVLAGenerateMixin):
         References:
             WorldVLA (arXiv 2506.21539) section 3.3. The official code decodes one token at a time, greedily.
         """
-        config, options = self.config, SamplingOptions(do_sample, temperature, top_k, top_p, generator)
+        config, median = self.config, self.config.action_choice == "median"
+        options = SamplingOptions(do_sample, temperature, top_k, top_p, generator, median=median)
         chunk_size, fixed_shapes = check_chunk_size(chunk_size, config), check_cache(cache_implementation)
         input_ids, real = check_prompt(input_ids, attention_mask, config, config.boa_token_id, self.device)
         num_tokens = chunk_size * config.action_block_length

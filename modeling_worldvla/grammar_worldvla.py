@@ -14,6 +14,7 @@ from transformers import LogitsProcessor
 
 from .configuration_worldvla import WorldVLAConfig
 from .prompt_checks_worldvla import check_choice
+from .sampling_worldvla import invert_cumulative
 
 TokenGrammar = Literal["policy", "world_model"]
 TOKEN_GRAMMARS: tuple[TokenGrammar, ...] = ("policy", "world_model")
@@ -34,17 +35,24 @@ class WorldVLATokenGrammar(LogitsProcessor):
         config (`WorldVLAConfig`): token ids.
         prompt_length (`int`): P, padding included.
         chunk_size (`int`, *optional*): K of the policy.
+        median (`bool`): of the bins of an action, let only the median follow.
 
     Raises:
         ValueError: if the role is unknown.
     """
 
     def __init__(
-        self, role: TokenGrammar, config: WorldVLAConfig, prompt_length: int, chunk_size: int | None = None
+        self,
+        role: TokenGrammar,
+        config: WorldVLAConfig,
+        prompt_length: int,
+        chunk_size: int | None = None,
+        median: bool = False,
     ) -> None:
         check_choice("token grammar", role, TOKEN_GRAMMARS)
         self.role, self.config, self.prompt_length = role, config, prompt_length
         self.chunk_size = config.chunk_size if chunk_size is None else chunk_size
+        self.median = median
         self.first_token_id = config.boa_token_id if role == "policy" else config.boi_token_id
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
@@ -64,8 +72,14 @@ class WorldVLATokenGrammar(LogitsProcessor):
             first_id, num_ids = self.config.image_token_id_start, self.config.num_image_tokens
             forced = self._next_of_image(input_ids)
         free, rows = (forced == FREE)[:, None], slice(first_id, first_id + num_ids)
+        among = scores[:, rows].log_softmax(dim=-1)
+        if self.median:
+            median = invert_cumulative(
+                scores[:, rows].float(), among.new_full(among.shape[:1], 0.5, dtype=torch.float)
+            )
+            among = torch.full_like(among, -torch.inf).scatter(1, median[:, None], among.gather(1, median[:, None]))
         allowed = torch.full_like(scores, -torch.inf)
-        allowed[:, rows] = torch.where(free, scores[:, rows].log_softmax(dim=-1), -torch.inf)
+        allowed[:, rows] = torch.where(free, among, -torch.inf)
         forced = forced.clamp(min=0)[:, None]
         return allowed.scatter(1, forced, torch.where(free, allowed.gather(1, forced), 0.0))  # type: ignore[return-value]
 

@@ -25,6 +25,8 @@ class SamplingOptions:
         top_p (`float`, *optional*): draw among the fewest likeliest tokens that have this probability together.
         generator (`torch.Generator` or list of them, *optional*): where the chance comes from; on the model's device.
             Of a list each row of the batch has its own, and does not depend on the others.
+        median (`bool`): without chance, take the median of the ids instead of the likeliest: for ids in an order, such
+            as those of action bins.
 
     Raises:
         ValueError: if an option is out of range, or given without `do_sample`.
@@ -35,6 +37,7 @@ class SamplingOptions:
     top_k: int | None = None
     top_p: float | None = None
     generator: torch.Generator | Sequence[torch.Generator] | None = None
+    median: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -75,13 +78,13 @@ class SamplingOptions:
             device (`torch.device`): where the model is.
 
         Returns:
-            `torch.FloatTensor` of shape `(B, count)` in [0, 1), or `None` when greedy.
+            `torch.FloatTensor` of shape `(B, count)` in [0, 1), all 0.5 for medians, or `None` for the likeliest.
 
         Raises:
             ValueError: if a generator is on another kind of device, or a list has not one for each row.
         """
         if not self.do_sample:
-            return None
+            return torch.full((batch_size, count), 0.5, device=device) if self.median else None
         if self.generator is None or isinstance(self.generator, torch.Generator):
             _check_device(self.generator, device)
             return torch.rand(batch_size, count, generator=self.generator, device=device)
@@ -181,11 +184,24 @@ class TokenChooser:
             probs = ordered.softmax(dim=-1)
             ordered = ordered.masked_fill(probs.cumsum(dim=-1) - probs >= self.options.top_p, -math.inf)
             logits = torch.empty_like(logits).scatter_(-1, order, ordered)
-        cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
-        total = cumulative[..., -1:]
-        # Rounding must not carry the number to the total: past the last id that has any probability.
-        place = torch.minimum(uniforms[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
-        return torch.searchsorted(cumulative, place, right=True)[..., 0]
+        return invert_cumulative(logits, uniforms)
 
 
-__all__ = ["Choice", "SamplingOptions", "TokenChooser"]
+def invert_cumulative(logits: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Find where a distribution's cumulative probability passes given places.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(..., A)`): of the distribution, in float32.
+        places (`torch.FloatTensor` of shape `(...)`): in [0, 1); 0.5 finds the median.
+
+    Returns:
+        `torch.LongTensor` of shape `(...)`: indices of ids with some probability.
+    """
+    cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
+    total = cumulative[..., -1:]
+    # Rounding must not carry the number to the total: past the last id that has any probability.
+    place = torch.minimum(places[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, place, right=True)[..., 0]
+
+
+__all__ = ["Choice", "SamplingOptions", "TokenChooser", "invert_cumulative"]

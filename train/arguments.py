@@ -51,6 +51,10 @@ class ModelArguments:
     use_action_attention_mask: bool = field(
         default=True, metadata={"help": "Actions of a chunk do not see each other (paper); false: plain causal."}
     )
+    action_choice: str = field(
+        default="likeliest",
+        metadata={"help": "What the policy takes of a bin's distribution: likeliest (paper) or median."},
+    )
     world_model_loss_weight: float = field(default=0.04, metadata={"help": "alpha: weight of the world model's loss."})
     z_loss_weight: float = field(default=0.0, metadata={"help": "Weight of the z-loss (official code: 1e-5)."})
     loss_form: str = field(
@@ -65,6 +69,7 @@ class ModelArguments:
     def __post_init__(self) -> None:
         """Check every option before anything is loaded."""
         require_positive(self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        require_choice("action choice", self.action_choice, ["likeliest", "median"])
         require_choice("attention", self.attn_implementation, ["sdpa", "eager", "flex_attention"])
         require_choice("form of the loss", self.loss_form, ["paper", "official"])
         require_not_negative(self, "world_model_loss_weight", "z_loss_weight", "lora_rank")

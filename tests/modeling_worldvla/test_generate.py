@@ -51,6 +51,31 @@ def test_a_greedy_chunk_equals_parallel_decoding(seed, cache):
 
 
 @pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("mask_actions", [True, False])
+def test_a_chunk_of_medians_equals_parallel_decoding(cache, mask_actions):
+    for seed in range(8):
+        model, writer = tiny_model(seed, action_choice="median", use_action_attention_mask=mask_actions), Writer(seed)
+        ids, mask = pad_left([writer.policy(3)[0], writer.policy(7)[0]])
+        expected = model.predict_action_chunk(ids, mask, chunk_size=3)
+        out = model.generate(ids, attention_mask=mask, token_grammar="policy", chunk_size=3, **CACHES[cache])
+        assert torch.equal(actions_of(out[:, ids.shape[1] :]), expected)
+        model.config.action_choice = "likeliest"
+        assert not torch.equal(model.predict_action_chunk(ids, mask, chunk_size=3), expected)
+
+
+@pytest.mark.parametrize("options", [{"do_sample": True, "top_k": 0}, {"num_beams": 3}])
+def test_medians_stand_back_where_something_else_chooses(options):
+    model, writer = tiny_model(1), Writer(1)
+    ids = torch.tensor([writer.policy(3)[0]])
+    answers = []
+    for choice in ("likeliest", "median"):
+        model.config.action_choice = choice
+        torch.manual_seed(0)
+        answers.append(model.generate(ids, token_grammar="policy", **options))
+    assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_greedy_frame_equals_predicting_it(seed, cache):
     model, writer = tiny_model(seed), Writer(seed)
@@ -361,7 +386,7 @@ def test_recorded_outputs_of_every_step():
 def test_the_snippets_of_the_docs_run(processor, make_model, tmp_path, monkeypatch):
     page = (Path(__file__).parents[2] / "docs" / "generate.md").read_text(encoding="utf-8")
     snippets = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    folder = tmp_path / "outputs" / "demo" / "checkpoint"
+    folder = tmp_path / "outputs" / "demo-train" / "checkpoint"
     make_model().save_pretrained(folder)
     processor.save_pretrained(folder)
     monkeypatch.chdir(tmp_path)

@@ -10,6 +10,7 @@ VARIANTS = {
     "plain": {},
     "swin": {"swin_norm": True, "num_key_value_heads": 4, "model_parallel_size": 2},
     "causal": {"use_action_attention_mask": False},
+    "median": {"action_choice": "median"},
 }
 
 
@@ -19,8 +20,10 @@ def next_token(model, tokens, first, count):
     mask = build_action_attention_mask(ids, model.config)[:, None]
     if not model.config.use_action_attention_mask:
         mask = torch.ones_like(mask).tril()
-    logits = model(ids, attention_mask=mask).logits[0, -1]
-    return int(logits[first : first + count].argmax()) + first
+    logits = model(ids, attention_mask=mask).logits[0, -1, first : first + count]
+    if model.config.action_choice == "median" and first == model.config.action_token_id_start:
+        return int((logits.softmax(0).cumsum(0) <= 0.5).sum()) + first
+    return int(logits.argmax()) + first
 
 
 def chunk_token_by_token(model, prompt, chunk_size):

@@ -56,6 +56,20 @@ def test_numbers_at_the_edge_never_choose_what_is_impossible():
     assert chooser._draw(logits.expand(1, 2, -1), edges).tolist() == [[1, 2]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_medians_have_the_least_expected_distance(dtype):
+    logits = 2 * torch.randn(1, 50, 9, generator=torch.Generator().manual_seed(2))
+    head = torch.nn.Linear(9, 9, bias=False, dtype=dtype)
+    torch.nn.init.eye_(head.weight)
+    options = SamplingOptions(median=True)
+    with torch.no_grad():
+        chosen = TokenChooser(head, 0, 9, options).choose(logits.to(dtype), options.draw(1, 50, logits.device))
+    bins = torch.arange(9.0)
+    distances = logits.to(dtype).float().softmax(-1) @ (bins[:, None] - bins).abs()
+    assert torch.equal(chosen.token_ids, distances.argmin(-1))
+    assert not torch.equal(chosen.token_ids, logits.argmax(-1))
+
+
 def chunk_logits(model, prompt, chunk):
     """Logits of the chosen bins' places in one forward over prompt and chunk: `(K, D, A)`."""
     blocks = torch.nn.functional.pad(chunk, (1, 0), value=model.config.boa_token_id)
