@@ -141,6 +141,7 @@ class Road:
             _remove(stage.result)
             fresh = {"command": stage.command, "road": list(self._taken), "seconds": 0.0, "done": False}
             entry = self._known[stage.name] = fresh
+            write_json(self._path, self._known)  # if this process is killed, what the stage has by then is kept
         return entry
 
 

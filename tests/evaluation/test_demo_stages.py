@@ -118,6 +118,20 @@ def test_an_interrupted_stage_keeps_what_it_has(make_stage, tmp_path):
     assert (tmp_path / "result-a").read_text() == "half"
 
 
+def test_a_stage_is_known_while_it_runs(make_stage, tmp_path, monkeypatch):
+    """A process that is killed writes nothing any more; what its stage has made is gone on with all the same."""
+    known = []
+
+    def run(*_, **__):
+        known.append(read_record(tmp_path)["a"])
+        return types.SimpleNamespace(returncode=0)
+
+    stage = make_stage("a")
+    monkeypatch.setattr(evaluation.demo_stages.subprocess, "run", run)
+    run_stages([stage], tmp_path)
+    assert known == [{"command": stage.command, "road": [stage.command], "seconds": 0.0, "done": False}]
+
+
 def test_a_changed_command_that_fails_is_not_taken_for_done(make_stage, ran, tmp_path):
     run_stages([make_stage("a")], tmp_path)
     for _ in range(2):
