@@ -30,7 +30,6 @@ from train.arguments import LIBERO_SUITES
 from train.atomic_files import write_json
 from train.episodes import DATA_CARD, TokenizedEpisodes
 from train.exporting import METRICS
-from train.initialization import list_cameras
 from train.run import RUN_OPTIONS
 from train.scores import list_metrics
 from train.simulator_rollouts import FOLDER, RolloutPlan, run_rollouts
@@ -227,7 +226,6 @@ def try_run(arguments: AblationArguments, folder: Path) -> dict[str, Any] | None
         tuple(arguments.task_ids),
         arguments.episodes,
         arguments.num_envs,
-        list_cameras(card)[0],
         WorldVLAProcessor.from_pretrained(folder).image_size[0],
         card["dataset_name"],
         arguments.device,

@@ -115,7 +115,8 @@ def make_trainer(
     require_sharding(trainer.is_fsdp_enabled)
     if training_arguments.rollout_every:
         plan = RolloutPlan.for_training(training_arguments, episodes.card, processor)
-        trainer.add_callback(SimulatorRollouts(trainer, processor, plan, training_arguments.rollout_every))
+        every = training_arguments.rollout_every
+        trainer.add_callback(SimulatorRollouts(trainer, processor, episodes.card, plan, every))
     return trainer
 
 

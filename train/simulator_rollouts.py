@@ -17,8 +17,9 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tokenization import WorldVLAProcessor
+from train.atomic_files import write_json
+from train.episodes import DATA_CARD
 from train.exporting import save_model, save_processor
-from train.initialization import list_cameras
 
 logger = logging.getLogger("worldvla.rollouts")
 
@@ -39,7 +40,6 @@ class RolloutPlan:
         task_ids (`tuple[int, ...]`): its tasks; all where there are none.
         episodes (`int`): per task.
         num_envs (`int`): simulators at once.
-        camera (`str`): that the checkpoint looks through.
         image_size (`int`): pixels, height and width, that are rendered.
         dataset_name (`str`): whose action limits.
         device (`str`): torch device of the model.
@@ -49,7 +49,6 @@ class RolloutPlan:
     task_ids: tuple[int, ...] = ()
     episodes: int = 1
     num_envs: int = 1
-    camera: str = "agentview"
     image_size: int = 128
     dataset_name: str | None = None
     device: str = "cpu"
@@ -60,7 +59,7 @@ class RolloutPlan:
 
         Args:
             arguments (`WorldVLATrainingArguments`): the options `--rollout_…`.
-            card (`dict`): the data card, for camera and action limits.
+            card (`dict`): the data card, for the action limits.
             processor (`WorldVLAProcessor`): for the size of the images.
 
         Returns:
@@ -68,22 +67,21 @@ class RolloutPlan:
 
         Raises:
             ImportError: if the simulator is not installed.
-            ValueError: if the data set shows several cameras, or images that are not square.
+            ValueError: if the data set shows images that are not square.
         """
         if importlib.util.find_spec("libero") is None:
             raise ImportError("`--rollout_every` needs the simulator: `pip install worldvla[libero,eval]`.")
-        cameras, (height, width) = list_cameras(card), processor.image_size
-        if len(cameras) > 1 or height != width:
+        height, width = processor.image_size
+        if height != width:
             raise ValueError(
-                f"`--rollout_every` needs square images of one camera, but the tokens show {height} x {width} pixels "
-                f"of {', '.join(cameras)}. Leave it out, and evaluate when training is done."
+                f"`--rollout_every` needs square images, but the tokens show {height} x {width} pixels. Leave it out, "
+                "and evaluate when training is done."
             )
         return cls(
             arguments.rollout_suite,
             tuple(arguments.rollout_task_ids),
             arguments.rollout_episodes,
             arguments.rollout_num_envs,
-            cameras[0],
             height,
             card["dataset_name"],
             arguments.device.type,
@@ -105,7 +103,6 @@ class RolloutPlan:
             "suite": self.suite,
             "episodes": self.episodes,
             "num_envs": self.num_envs,
-            "camera": self.camera,
             "image_size": self.image_size,
             "device": self.device,
             "videos": "none",
@@ -123,7 +120,7 @@ def run_rollouts(plan: RolloutPlan, checkpoint: Path, output: Path) -> dict[str,
 
     Args:
         plan (`RolloutPlan`): what is tried.
-        checkpoint (`Path`): folder with model and processor.
+        checkpoint (`Path`): folder with model, processor and data card.
         output (`Path`): results folder.
 
     Returns:
@@ -151,13 +148,17 @@ class SimulatorRollouts(TrainerCallback):
     Args:
         trainer (`WorldVLATrainer`): whose model it is, and who logs.
         processor (`WorldVLAProcessor`): that of the data set.
+        card (`dict`): the data card; tells the evaluation which cameras to show.
         plan (`RolloutPlan`): what is tried.
         every (`int`): optimizer steps between two tries.
     """
 
-    def __init__(self, trainer: Any, processor: WorldVLAProcessor, plan: RolloutPlan, every: int) -> None:
+    def __init__(
+        self, trainer: Any, processor: WorldVLAProcessor, card: dict[str, Any], plan: RolloutPlan, every: int
+    ) -> None:
         self.trainer = trainer
         self.processor = processor
+        self.card = card
         self.plan = plan
         self.every = every
 
@@ -174,6 +175,7 @@ class SimulatorRollouts(TrainerCallback):
         logs: dict[str, float] = {}
         if self.trainer.is_world_process_zero():
             save_processor(self.trainer, self.processor, checkpoint)
+            write_json(checkpoint / DATA_CARD, self.card)
             summary = run_rollouts(self.plan, checkpoint, folder)
             shutil.rmtree(checkpoint)
             if summary is not None and summary["episodes"]:

@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 from evaluation.arguments import RolloutArguments, parse_arguments
+from evaluation.checkpoints import choose_cameras
 from tests.conftest import DATASET
 from train import simulator_rollouts
 from train.arguments import WorldVLATrainingArguments
@@ -18,6 +19,7 @@ from train.simulator_rollouts import FOLDER, RolloutPlan, SimulatorRollouts, run
 from .test_trainer import assert_equal_weights, make_trainer
 
 PLAN = RolloutPlan("libero_object", (0, 3), episodes=2, num_envs=2, image_size=32, dataset_name=DATASET)
+CARD = {"dataset_name": DATASET, "cameras": ["agentview", "wrist"]}
 SUMMARY = {"episodes": 4, "successes": 3, "success_rate": 0.75, "interval_95": [0.3, 0.95]}
 
 
@@ -27,7 +29,7 @@ def test_the_evaluation_understands_the_command():
     assert (simulator_rollouts.ROOT / script).is_file()
     assert (arguments.suite, arguments.task_ids, arguments.episodes) == (["libero_object"], [0, 3], 2)
     assert (arguments.checkpoint, arguments.output_dir, arguments.dataset_name) == ("run/checkpoint", "run", DATASET)
-    assert (arguments.camera, arguments.image_size, arguments.num_envs) == ("agentview", 32, 2)
+    assert (arguments.camera, arguments.image_size, arguments.num_envs) == (None, 32, 2)
 
 
 @pytest.fixture
@@ -66,6 +68,7 @@ def test_success_is_logged_and_training_is_as_without(make_model, samples, proce
     def run(command, **_):
         folder = Path(command[command.index("--checkpoint") + 1])
         assert AutoProcessor.from_pretrained(folder).model_config()
+        assert choose_cameras(str(folder), None) == ("agentview", "wrist")
         tried.append((folder.parent.name, AutoModelForCausalLM.from_pretrained(folder)))
         (folder.parent / "summary.json").write_text(json.dumps(SUMMARY))
         return subprocess.CompletedProcess(command, 1, "", "one episode ended in an error")
@@ -75,7 +78,7 @@ def test_success_is_logged_and_training_is_as_without(make_model, samples, proce
     make_trainer(plain, samples, tmp_path / "plain", **settings).train()
     monkeypatch.setattr(simulator_rollouts.subprocess, "run", run)
     trainer = make_trainer(model, samples, tmp_path / "tried", **settings)
-    trainer.add_callback(SimulatorRollouts(trainer, processor, PLAN, every=2))
+    trainer.add_callback(SimulatorRollouts(trainer, processor, CARD, PLAN, every=2))
     trainer.train()
     assert [name for name, _ in tried] == ["step-2", "step-4"]
     assert_equal_weights(tried[1][1], model)
@@ -87,7 +90,7 @@ def test_success_is_logged_and_training_is_as_without(make_model, samples, proce
     assert not list((tmp_path / "tried" / FOLDER).rglob("checkpoint"))
 
 
-def plan_for(processor, cameras=("agentview",), **changes):
+def plan_for(processor, **changes):
     arguments = SimpleNamespace(
         rollout_suite="libero_goal",
         rollout_task_ids=[1],
@@ -96,16 +99,15 @@ def plan_for(processor, cameras=("agentview",), **changes):
         device=SimpleNamespace(type="cpu"),
         **changes,
     )
-    return RolloutPlan.for_training(arguments, {"dataset_name": DATASET, "cameras": list(cameras)}, processor)
+    return RolloutPlan.for_training(arguments, CARD, processor)
 
 
 def test_the_plan_follows_data_and_options(processor, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    assert plan_for(processor) == RolloutPlan("libero_goal", (1,), 3, 1, "agentview", 32, DATASET, "cpu")
-    with pytest.raises(
-        ValueError, match="square images of one camera, but the tokens show 32 x 32 .*agentview, wrist"
-    ):
-        plan_for(processor, ["agentview", "wrist"])
+    assert plan_for(processor) == RolloutPlan("libero_goal", (1,), 3, 1, 32, DATASET, "cpu")
+    monkeypatch.setattr(processor, "image_size", (32, 64))
+    with pytest.raises(ValueError, match="square images, but the tokens show 32 x 64"):
+        plan_for(processor)
 
 
 def test_a_missing_simulator_is_told_before_the_first_step(processor, monkeypatch):
