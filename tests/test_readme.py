@@ -61,6 +61,19 @@ def test_documented_commands_parse(page, command, monkeypatch):
         parse_evaluation(classes, flags)
 
 
+@pytest.mark.parametrize(("target", "script"), [("demo", "demo.py"), ("demo-train", "demo_train.py")])
+def test_make_starts_the_demos(target, script):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = re.search(rf"^{target}: setup\n\t(.+)$", makefile, re.MULTILINE).group(1)
+    assert recipe.endswith(" $(DEMO_ARGS)")
+    program, path, *flags = shlex.split(recipe.removesuffix("$(DEMO_ARGS)"))
+    assert (program, path) == ("$(BIN)/python", f"evaluation/{script}")
+    arguments = parse_evaluation(CLASSES[path], flags)
+    assert arguments.output_dir == f"outputs/{target}"
+    assert arguments.output_dir in re.search(r"^clean-demo:\n\trm -rf (.+)$", makefile, re.MULTILINE).group(1).split()
+    assert {target, "clean-demo"} <= set(re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE).group(1).split())
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_links_to_files_lead_somewhere(path):
     text = path.read_text(encoding="utf-8")

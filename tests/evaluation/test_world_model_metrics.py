@@ -255,5 +255,12 @@ def test_what_is_missing_is_told_before_the_model_is_loaded(tmp_path, episodes):
         measure_world_model(options("c", plain, tmp_path, metrics=["psnr", "fvd"], num_frames=[9]))
     with pytest.raises(ValueError, match="holds no results of evaluation/measure_world_model.py"):
         measure_world_model(options("c", episodes, tmp_path, compare_with=str(tmp_path / "none.json")))
+    card = tmp_path / "data_card.json"
+    card.write_text(json.dumps({"cameras": ["wrist", "agentview"]}))
+    with pytest.raises(ValueError, match="imagines `wrist`, not `agentview`"):
+        measure_world_model(options(str(tmp_path), episodes, tmp_path / "out"))
+    card.write_text(json.dumps({"cameras": ["agentview", "wrist"]}))  # the first is imagined: nothing wrong with it
+    with pytest.raises(ValueError, match="holds no model"):
+        measure_world_model(options(str(tmp_path), episodes, tmp_path / "out"))
     with pytest.raises(ValueError, match="Did you mean `episodes`"):
         parse_arguments(WorldModelArguments, "--checkpoint c --demonstrations d --output_dir o --epizodes 3".split())
