@@ -17,6 +17,9 @@ from tokenization import WorldVLAProcessor
 LOGS = ("trainer_state.json", "training_log.json")
 # As in train/episodes.py: what the checkpoint's data were made of.
 DATA_CARD = "data_card.json"
+CONFIGS = {"model": "config.json", "processor": "processor_config.json"}
+# As in train/exporting.py: every option of the run that made a checkpoint.
+TRAINING_ARGS = "training_args.json"
 TOLERANCE = 1e-6  # of limits, around the simulator's range
 
 
@@ -33,35 +36,70 @@ def load_checkpoint(folder_or_id: str, device: str) -> tuple[Any, Any]:
     Raises:
         ValueError: if there is no such checkpoint, a part of it is missing, or model and processor disagree.
     """
-    folder = Path(folder_or_id)
-    if folder.is_dir():
-        for name, part in (("config.json", "model"), ("processor_config.json", "processor")):
-            if not (folder / name).is_file():
-                raise ValueError(
-                    f"`{folder_or_id}` holds no {part}: `{name}` is missing. Give a folder in which `train/run.py` "
-                    "has finished, or save model and processor into one folder."
-                )
+    processor = load_processor(folder_or_id, device, parts=("model", "processor"))
     try:
-        processor: Any = AutoProcessor.from_pretrained(folder_or_id)
         model: Any = AutoModelForCausalLM.from_pretrained(folder_or_id)
     except OSError as error:
-        where = "cannot be read" if folder.is_dir() else "is no folder here, and cannot be had from the Hub"
-        raise ValueError(f"`{folder_or_id}` {where}: {str(error).splitlines()[0]}") from error
+        raise _unreadable(folder_or_id, error) from error
     _check_pair(folder_or_id, model, processor)
-    return model.to(device).eval(), processor.to(device)
+    return model.to(device).eval(), processor
 
 
-def _check_pair(folder_or_id: str, model: Any, processor: Any) -> None:
-    """Refuse other models, parts that are missing, and parts that do not belong together."""
-    for part, expected in ((model, WorldVLAForCausalLM), (processor, WorldVLAProcessor)):
-        if type(part).__name__ != expected.__name__:  # code from the Hub brings classes of its own
+def load_processor(folder_or_id: str, device: str, parts: Sequence[str] = ("processor",)) -> Any:
+    """Load what turns pixels and commands into tokens, of a checkpoint whose model is not needed.
+
+    Args:
+        folder_or_id (`str`): folder or Hub id that holds a processor.
+        device (`str`): torch device of the VQ-GAN.
+        parts (`Sequence[str]`): `model`, `processor`: what a folder must hold.
+
+    Returns:
+        `WorldVLAProcessor`: with its VQ-GAN.
+
+    Raises:
+        ValueError: if there is no such folder, a part of it is missing, or it is of another kind.
+    """
+    for part in parts if Path(folder_or_id).is_dir() else ():
+        if not Path(folder_or_id, CONFIGS[part]).is_file():
             raise ValueError(
-                f"`{folder_or_id}` holds a `{type(part).__name__}`, expected a `{expected.__name__}`. Models of other "
-                "kinds can be evaluated over HTTP: docs/remote_policies.md."
+                f"`{folder_or_id}` holds no {part}: `{CONFIGS[part]}` is missing. Give a folder in which "
+                "`train/run.py` has finished, or save model and processor into one folder."
             )
+    try:
+        processor: Any = AutoProcessor.from_pretrained(folder_or_id)
+    except OSError as error:
+        raise _unreadable(folder_or_id, error) from error
+    _check_processor(folder_or_id, processor)
+    return processor.to(device)
+
+
+def _unreadable(folder_or_id: str, error: OSError) -> ValueError:
+    """What to say of a checkpoint that transformers cannot load."""
+    found = Path(folder_or_id).is_dir()
+    where = "cannot be read" if found else "is no folder here, and cannot be had from the Hub"
+    return ValueError(f"`{folder_or_id}` {where}: {str(error).splitlines()[0]}")
+
+
+def _require_kind(folder_or_id: str, part: Any, expected: type) -> None:
+    """Refuse models and processors of other kinds."""
+    if type(part).__name__ != expected.__name__:  # code from the Hub brings classes of its own
+        raise ValueError(
+            f"`{folder_or_id}` holds a `{type(part).__name__}`, expected a `{expected.__name__}`. Models of other "
+            "kinds can be evaluated over HTTP: docs/remote_policies.md."
+        )
+
+
+def _check_processor(folder_or_id: str, processor: Any) -> None:
+    """Refuse processors of other kinds, and those that lack a part."""
+    _require_kind(folder_or_id, processor, WorldVLAProcessor)
     for name, what in (("image_tokenizer", "VQ-GAN"), ("action_tokenizer", "action limits")):
         if getattr(processor, name) is None:
             raise ValueError(f"The processor of `{folder_or_id}` has no {what}, so it cannot act. Save it with them.")
+
+
+def _check_pair(folder_or_id: str, model: Any, processor: Any) -> None:
+    """Refuse other models, and parts that do not belong together."""
+    _require_kind(folder_or_id, model, WorldVLAForCausalLM)
     wanted = processor.model_config()
     different = [
         f"{name} {getattr(model.config, name)} (processor: {value})"
@@ -161,6 +199,26 @@ def check_policy_in_imagination(folder_or_id: str) -> None:
             f"The policy of `{folder_or_id}` is shown {_list_cameras(trained_on)}, and the world model imagines "
             f"`{trained_on[0]}` alone, so the policy cannot act inside the imagination. Give commands instead of "
             "`--instruction`: a recorded episode, a run (`--rollouts`) or `--actions`."
+        )
+
+
+def check_world_model(folder_or_id: str, model: Any) -> None:
+    """Refuse to imagine with a checkpoint that was not trained to.
+
+    Args:
+        folder_or_id (`str`): the checkpoint. One that does not say how it was trained is taken at its word.
+        model (`WorldVLAForCausalLM`): the loaded model.
+
+    Raises:
+        ValueError: if it was trained as a policy only.
+    """
+    path = Path(folder_or_id, TRAINING_ARGS)
+    options = json.loads(path.read_text("utf-8")).get("data", {}) if path.is_file() else {}
+    if not model.config.world_model_loss_weight or not options.get("world_model_samples", True):
+        raise ValueError(
+            f"`{folder_or_id}` was trained as a policy only: its world model has learned nothing, so it cannot rank "
+            "what it imagines. Leave `--best_of` out, or give a checkpoint that was trained with "
+            "`--world_model_samples true` and a `--world_model_loss_weight` above 0."
         )
 
 

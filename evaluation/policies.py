@@ -93,24 +93,25 @@ def check_requests(requests: Sequence[ChunkRequest], known: Collection[str], cam
                 )
 
 
-def make_batched_policy(arguments: PolicyArguments) -> BatchedPolicy:
+def make_batched_policy(arguments: PolicyArguments, instructions: Sequence[str] = ()) -> BatchedPolicy:
     """Make the policy that a command line names.
 
     Args:
         arguments (`PolicyArguments`): name and options.
+        instructions (`Sequence[str]`): of the tasks that it will get, as far as they are known.
 
     Returns:
         `BatchedPolicy`: ready to begin episodes.
 
     Raises:
-        ValueError: if an option does not fit the policy, its checkpoint not the simulator, or the policy acts in the
-            simulator's process.
+        ValueError: if an option does not fit the policy or a task, its checkpoint not the simulator, or the policy
+            acts in the simulator's process.
         PolicyError: if a server does not answer.
     """
     if arguments.policy == "worldvla":
         from evaluation.worldvla_policy import WorldVLAPolicy  # brings torch along
 
-        return WorldVLAPolicy.from_arguments(arguments)
+        return WorldVLAPolicy.from_arguments(arguments, instructions)
     if arguments.policy == "http":
         from evaluation.remote_policy import RemotePolicy
 

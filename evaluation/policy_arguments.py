@@ -21,10 +21,14 @@ class PolicyOptions:
     understood: tuple[str, ...] = ()
 
 
+# What `--best_of` above 1 goes by.
+RANKING_OPTIONS = ("goal", "progress", "temperature", "sampling_seed")
 _SHARED = ("policy", "camera", "device")
 OPTIONS = {
     "worldvla": PolicyOptions(
-        ("checkpoint",), ("n_obs_steps", "chunk_size", "n_action_steps", "dataset_name", "history_actions")
+        ("checkpoint",),
+        ("n_obs_steps", "chunk_size", "n_action_steps", "dataset_name", "history_actions", "best_of")
+        + RANKING_OPTIONS,
     ),
     "http": PolicyOptions(("server",), ("n_action_steps", "server_timeout", "server_retries")),
     "expert": PolicyOptions(),
@@ -62,6 +66,27 @@ class PolicyArguments:
         default=False,
         metadata={"help": "worldvla: show the commands between the frames, to checkpoints that were trained so."},
     )
+    best_of: int = field(
+        default=1,
+        metadata={
+            "help": "worldvla: chunks among which is chosen by what the world model imagines of them; 1 is off. Needs "
+            "`--goal` or `--progress`."
+        },
+    )
+    goal: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "best_of: go by the nearness to goal pictures: folders of pictures named after the instruction, "
+            "or demonstrations, of which the last frames count."
+        },
+    )
+    progress: str | None = field(
+        default=None, metadata={"help": "best_of: go by the score that `evaluation/fit_progress.py` put there."}
+    )
+    temperature: float = field(
+        default=1.0, metadata={"help": "best_of: divides the logits where chunks are drawn; the first is greedy."}
+    )
+    sampling_seed: int = field(default=0, metadata={"help": "best_of: seed of the chunks that are drawn."})
     server: str | None = field(
         default=None, metadata={"help": "http: address of the policy server, http://host:port."}
     )
@@ -87,7 +112,7 @@ class PolicyArguments:
         choose("policy", self.policy, tuple(OPTIONS))
         choose("--replay_by", self.replay_by, REPLAY_KEYS)
         self._check_given()
-        for name in ("n_obs_steps", "chunk_size", "n_action_steps"):
+        for name in ("n_obs_steps", "chunk_size", "n_action_steps", "best_of"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"`--{name}` must be larger than 0, got {value}.")
@@ -100,6 +125,26 @@ class PolicyArguments:
             raise ValueError(
                 f"`--random_limit` must lie in (0, 1], what the simulator takes; got {self.random_limit}."
             )
+        self._check_ranking()
+
+    def _check_ranking(self) -> None:
+        """Refuse to rank without a score or by two, and options of a ranking that does not take place."""
+        if self.best_of == 1:
+            options = [option for option in fields(PolicyArguments) if option.name in RANKING_OPTIONS]
+            given = [f"`--{option.name}`" for option in options if getattr(self, option.name) != _default(option)]
+            if given:
+                raise ValueError(
+                    f"{', '.join(given)} would do nothing: one chunk leaves nothing to choose. Add `--best_of 4`, or "
+                    "another number above 1."
+                )
+        elif bool(self.goal) == bool(self.progress):
+            came = "both" if self.goal else "neither"
+            raise ValueError(
+                f"`--best_of {self.best_of}` goes by one score: `--goal` (pictures or demonstrations) or `--progress` "
+                f"(a folder of `evaluation/fit_progress.py`), got {came}. Give one of the two."
+            )
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"`--temperature` must be a number above 0, got {self.temperature}.")
 
     def _check_given(self) -> None:
         """Refuse options that are missing, and options of other policies: they would do nothing."""

@@ -1,6 +1,7 @@
 """Let a policy act in LIBERO, on benchmark initial states, by the field's protocol.
 
     python evaluation/run.py --checkpoint outputs/run --suite libero_object --num_envs 2 --output_dir out/
+    python evaluation/run.py --checkpoint outputs/run --best_of 4 --goal demos/ --output_dir out/
     python evaluation/run.py --policy expert --suite libero_object --episodes 5 --output_dir out/
     accelerate launch evaluation/run.py --checkpoint outputs/run --episodes 50 --device cuda --output_dir out/
 
@@ -73,18 +74,19 @@ class Actor:
     description: dict[str, Any]
 
 
-def make_actor(arguments: "RolloutArguments", share: Share) -> Actor:
+def make_actor(arguments: "RolloutArguments", share: Share, episodes: list[EpisodeKey]) -> Actor:
     """Make the policy that the options name.
 
     Args:
         arguments (`RolloutArguments`): all options.
         share (`Share`): with `--device cuda`, each process takes the device of its local rank.
+        episodes (`list[EpisodeKey]`): those that it shall play; it may refuse their tasks.
 
     Returns:
         `Actor`: ready to act.
 
     Raises:
-        ValueError: if an option or a checkpoint does not fit, or the policy needs a camera that is not there.
+        ValueError: if an option, a checkpoint or a task does not fit, or the policy needs a camera that is not there.
     """
     chosen = PolicyArguments(**{entry.name: getattr(arguments, entry.name) for entry in fields(PolicyArguments)})
     if chosen.policy in SIMULATOR_POLICIES:
@@ -95,7 +97,8 @@ def make_actor(arguments: "RolloutArguments", share: Share) -> Actor:
 
     if chosen.device == "cuda" and share.world_size > 1:
         chosen = replace(chosen, device=f"cuda:{share.local_rank}")
-    policy = make_batched_policy(chosen)
+    tasks = dict.fromkeys((episode.suite, episode.task_id) for episode in episodes)
+    policy = make_batched_policy(chosen, [find_task(*task).instruction for task in tasks])
     for camera in policy.cameras:
         choose("camera", camera, tuple(CAMERAS))
     return Actor(policy, None, tuple(policy.cameras), policy.n_obs_steps, policy.describe())
@@ -148,7 +151,7 @@ def run(arguments: "RolloutArguments", open_environment: Callable[..., Any] = Li
     """
     share, output = Share.from_environment(), Path(arguments.output_dir)
     wanted = plan_episodes(arguments.suite, arguments.task_ids, arguments.first_state, arguments.episodes)
-    actor = make_actor(arguments, share)
+    actor = make_actor(arguments, share, wanted)
     protocol = Protocol(
         step_limits=arguments.step_limits,
         max_steps=arguments.max_steps,

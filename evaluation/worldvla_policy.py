@@ -4,6 +4,7 @@ Shapes: `B` requests, `M` frames that are shown, `K` actions of a chunk, `D` act
 of image tokens.
 """
 
+import hashlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from evaluation.checkpoints import check_simulator_fit, choose_cameras, fingerpr
 from evaluation.libero_env import OPEN_HAND_STILL
 from evaluation.policies import ChunkRequest, check_requests
 from evaluation.policy_arguments import PolicyArguments
+from evaluation.ranking import ChunkRanker, Situation
 
 
 @dataclass
@@ -25,6 +27,9 @@ class _Episode:
     instruction: str
     frames: deque[list[torch.Tensor]]  # of the last M steps, one per camera, as image token ids (h, w)
     commands: deque[np.ndarray]  # the last M - 1 commands, those between the frames
+    num_seen: int = 0  # of these frames, those that are no repetition of the first
+    num_decisions: int = 0
+    start: str = ""  # fingerprint of the first picture: names the episode, whatever its id
 
 
 class WorldVLAPolicy:
@@ -44,6 +49,8 @@ class WorldVLAPolicy:
         history_actions (`bool`): show the commands between the frames, too. Before the first command they are the
             protocol's settling steps: an open hand that keeps still.
         fingerprint (`str`, *optional*): see `fingerprint_checkpoint`; goes into `describe`.
+        ranker (`ChunkRanker`, *optional*): draws several chunks and chooses among them by what the world model
+            imagines. It is shown the first camera, which the world model imagines.
 
     Raises:
         ValueError: if the data set is unknown, more actions shall be carried out than are predicted, or commands
@@ -61,6 +68,7 @@ class WorldVLAPolicy:
         dataset_name: str | None = None,
         history_actions: bool = False,
         fingerprint: str | None = None,
+        ranker: ChunkRanker | None = None,
     ) -> None:
         self.model = model.eval()
         self.processor = processor
@@ -78,26 +86,29 @@ class WorldVLAPolicy:
             )
         self.history_actions = history_actions
         self.fingerprint = fingerprint
+        self.ranker = ranker
         self._episodes: dict[str, _Episode] = {}
 
     @classmethod
-    def from_arguments(cls, arguments: PolicyArguments) -> "WorldVLAPolicy":
+    def from_arguments(cls, arguments: PolicyArguments, instructions: Sequence[str] = ()) -> "WorldVLAPolicy":
         """Load a checkpoint.
 
         Args:
             arguments (`PolicyArguments`): which, and how it shall act.
+            instructions (`Sequence[str]`): of the tasks that it will get, as far as they are known.
 
         Returns:
             `WorldVLAPolicy`: with the checkpoint's fingerprint.
 
         Raises:
+            FileNotFoundError: if there are no goals at a path of `--goal`.
             ValueError: if the checkpoint, its camera, its commands or an option does not fit.
         """
         checkpoint = str(arguments.checkpoint)
         cameras = choose_cameras(checkpoint, arguments.camera)
         model, processor = load_checkpoint(checkpoint, arguments.device)
         check_simulator_fit(model, processor, arguments.dataset_name)
-        return cls(
+        policy = cls(
             model,
             processor,
             cameras=cameras,
@@ -108,14 +119,21 @@ class WorldVLAPolicy:
             history_actions=arguments.history_actions,
             fingerprint=fingerprint_checkpoint(checkpoint, model),
         )
+        if arguments.best_of > 1:
+            policy.ranker = ChunkRanker.from_arguments(
+                arguments, model, processor, policy.cameras[0], policy.n_action_steps
+            )
+            for instruction in instructions:
+                policy.ranker.score.check_instruction(instruction)
+        return policy
 
     def describe(self) -> dict[str, Any]:
         """What decides the answers.
 
         Returns:
-            `dict`: JSON values.
+            `dict`: JSON values; `best_of` only where chunks are ranked.
         """
-        return {
+        description = {
             "policy": "worldvla",
             "checkpoint_fingerprint": self.fingerprint,
             "cameras": list(self.cameras),
@@ -126,6 +144,7 @@ class WorldVLAPolicy:
             "history_actions": self.history_actions,
             "dtype": str(self.model.dtype).removeprefix("torch."),
         }
+        return description if self.ranker is None else {**description, "best_of": self.ranker.describe()}
 
     def begin(self, episode_id: str, instruction: str) -> None:
         """Take up an episode; one of the same id is forgotten.
@@ -133,7 +152,12 @@ class WorldVLAPolicy:
         Args:
             episode_id (`str`): its name.
             instruction (`str`): what the robot shall do.
+
+        Raises:
+            ValueError: if chunks are ranked and the score knows nothing of the task.
         """
+        if self.ranker is not None:
+            self.ranker.score.check_instruction(instruction)
         commands = deque([OPEN_HAND_STILL] * (self.n_obs_steps - 1), maxlen=self.n_obs_steps - 1)
         self._episodes[episode_id] = _Episode(instruction, deque(maxlen=self.n_obs_steps), commands)
 
@@ -171,9 +195,14 @@ class WorldVLAPolicy:
             return_tensors="pt",
         )
         ids = self.model.predict_action_chunk(**inputs.to(self.model.device), chunk_size=self.chunk_size)
+        if self.ranker is not None:
+            ids = self.ranker.choose(
+                inputs, ids, [self._describe_situation(episode) for episode in episodes]
+            ).action_ids
         chunks = self.processor.decode_actions(ids, self.dataset_name)[:, : self.n_action_steps]
         for episode, chunk in zip(episodes, chunks, strict=True):
             episode.commands.extend(chunk)
+            episode.num_decisions += 1
         return list(chunks)
 
     def _see(self, requests: Sequence[ChunkRequest]) -> None:
@@ -182,7 +211,19 @@ class WorldVLAPolicy:
         images = [observation[name] for observations in shown for observation in observations for name in self.cameras]
         tokens = iter(self.processor.encode_images(images))
         for request, observations in zip(requests, shown, strict=True):
-            frames = self._episodes[request.episode_id].frames
+            episode = self._episodes[request.episode_id]
+            if not episode.frames:
+                episode.start = hashlib.sha256(observations[0][self.cameras[0]].tobytes()).hexdigest()
             for _ in observations:
                 step = [next(tokens) for _ in self.cameras]
-                frames.extend([step] * (1 if frames else self.n_obs_steps))
+                episode.frames.extend([step] * (1 if episode.frames else self.n_obs_steps))
+            episode.num_seen = min(episode.num_seen + len(observations), self.n_obs_steps)
+
+    def _describe_situation(self, episode: _Episode) -> Situation:
+        """What the world model may be shown of an episode: frames that were really seen, and the commands between."""
+        frames = [step[0] for step in episode.frames][-episode.num_seen :]
+        commands = np.array(episode.commands)[len(episode.commands) - len(frames) + 1 :]
+        width = self.model.config.action_dim
+        ids = self.processor.encode_actions(commands.reshape(-1, width), self.dataset_name)
+        name = f"{episode.instruction}\n{episode.start}\n{episode.num_decisions}"
+        return Situation(torch.stack(frames), torch.as_tensor(ids), episode.instruction, name)

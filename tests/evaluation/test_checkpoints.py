@@ -11,13 +11,15 @@ from evaluation.checkpoints import (
     check_imagined_camera,
     check_policy_in_imagination,
     check_simulator_fit,
+    check_world_model,
     choose_cameras,
     load_checkpoint,
+    load_processor,
 )
 from evaluation.policy_arguments import PolicyArguments
 from evaluation.worldvla_policy import WorldVLAPolicy
 from tokenization import WorldVLAProcessor
-from train import episodes
+from train import episodes, exporting
 
 
 @pytest.fixture
@@ -109,11 +111,11 @@ def test_limits_of_another_robot(checkpoint, make_model, tmp_path):
         check_simulator_fit(model, processor, None)
 
 
-def test_a_processor_that_cannot_act(make_model, processor):
+def test_a_processor_that_cannot_act(processor):
     parts = {"image_tokenizer": None, "action_tokenizer": processor.action_tokenizer}
     blind = type("WorldVLAProcessor", (), parts)()
     with pytest.raises(ValueError, match="The processor of `c` has no VQ-GAN, so it cannot act"):
-        checkpoints._check_pair("c", make_model(), blind)
+        checkpoints._check_processor("c", blind)
 
 
 def test_the_cameras_are_those_trained_on(checkpoint):
@@ -150,3 +152,27 @@ def test_the_world_model_imagines_the_first_camera(checkpoint):
         check_imagined_camera(str(checkpoint), "wrist")
     with pytest.raises(ValueError, match="is shown cameras `agentview`, `wrist`, and the world model imagines `agent"):
         check_policy_in_imagination(str(checkpoint))
+
+
+def test_a_processor_comes_alone(checkpoint):
+    for name in ("config.json", "model.safetensors"):
+        (checkpoint / name).unlink()
+    assert type(load_processor(str(checkpoint), "cpu")) is WorldVLAProcessor
+    (checkpoint / "processor_config.json").unlink()
+    with pytest.raises(ValueError, match="holds no processor: `processor_config.json` is missing"):
+        load_processor(str(checkpoint), "cpu")
+
+
+def test_checkpoints_that_were_trained_to_act_only_imagine_nothing(checkpoint, make_model):
+    assert checkpoints.TRAINING_ARGS == exporting.TRAINING_ARGS
+    message = "checkpoint` was trained as a policy only: .* `--world_model_samples true` and a `--world_model_loss_we"
+    check_world_model(str(checkpoint), make_model())  # says nothing of its training
+    with pytest.raises(ValueError, match=message):
+        check_world_model(str(checkpoint), make_model(world_model_loss_weight=0.0))
+    for samples in (True, False):
+        options = {"data": {"world_model_samples": samples}}
+        (checkpoint / checkpoints.TRAINING_ARGS).write_text(json.dumps(options))
+        if samples:
+            check_world_model(str(checkpoint), make_model())
+    with pytest.raises(ValueError, match=message):
+        check_world_model(str(checkpoint), make_model())

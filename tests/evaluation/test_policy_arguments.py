@@ -23,6 +23,27 @@ def test_sizes_are_positive(name):
         PolicyArguments(checkpoint="c", **{name: 0})
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"best_of": 0}, "`--best_of` must be larger than 0, got 0"),
+        ({"best_of": 4}, "`--best_of 4` goes by one score: .* got neither. Give one of the two"),
+        ({"best_of": 4, "goal": ["g"], "progress": "p"}, "goes by one score: .* got both. Give one of the two"),
+        ({"goal": ["g"]}, "`--goal` would do nothing: one chunk leaves nothing to choose. Add `--best_of 4`"),
+        ({"temperature": 0.5, "sampling_seed": 1}, "`--temperature`, `--sampling_seed` would do nothing"),
+        ({"best_of": 2, "goal": ["g"], "temperature": 0.0}, "`--temperature` must be a number above 0, got 0.0"),
+    ],
+)
+def test_what_ranking_needs(options, message):
+    with pytest.raises(ValueError, match=message):
+        PolicyArguments(checkpoint="c", **options)
+
+
+def test_other_policies_do_not_rank():
+    with pytest.raises(ValueError, match="Policy `expert` has no option `--best_of`; it belongs to worldvla"):
+        PolicyArguments(policy="expert", best_of=4)
+
+
 def test_options_of_other_policies_are_refused():
     with pytest.raises(ValueError, match="Policy `expert` has no option `--checkpoint`; it belongs to worldvla"):
         PolicyArguments(policy="expert", checkpoint="c")

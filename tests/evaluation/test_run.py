@@ -173,8 +173,14 @@ def test_shares_are_disjoint_and_whole(monkeypatch):
 def policy(monkeypatch):
     """The policy that `--policy worldvla` makes; `made` are the options it was made from."""
     fake = FakePolicy()
-    fake.made = []
-    monkeypatch.setattr("evaluation.policies.make_batched_policy", lambda options: fake.made.append(options) or fake)
+    fake.made, fake.told = [], []
+
+    def make(options, instructions):
+        fake.made.append(options)
+        fake.told.append(instructions)
+        return fake
+
+    monkeypatch.setattr("evaluation.policies.make_batched_policy", make)
     return fake
 
 
@@ -187,6 +193,7 @@ def test_a_checkpoint_acts_in_batches(policy, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     summary = fake_run(tmp_path / "out", folder, [*flags, "--max_steps", "9"], policy="worldvla")
     assert [options.device for options in policy.made] == ["cuda:0", "cuda:1"]
+    assert policy.told == [["lift cup 0", "lift cup 1"]] * 2  # before anything starts, all of the run's tasks
     assert summary["episodes"] == 4 and len(policy.begun) == 4
     assert summary["settings"]["checkpoint_fingerprint"] == "abc"
     assert summary["settings"]["protocol"]["n_obs_steps"] == 2
