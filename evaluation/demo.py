@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -173,7 +174,7 @@ def run_demo(arguments: DemoArguments, output: Path) -> bool:
     shown = tries[-1] if tries[-1].record["success"] else tries[0]
     road.take(imagine(shown, checkpoint))
     for name, video in (("rollout.mp4", shown.video()), ("imagined.mp4", shown.video("_imagined"))):
-        write_atomically(output / name, lambda temporary, video=video: shutil.copyfile(video, temporary))
+        write_atomically(output / name, partial(shutil.copyfile, video))
     write_text(output / "report.md", format_report(arguments, checkpoint, fingerprint, tries, shown, road.record))
     return bool(shown.record["success"])
 
