@@ -16,7 +16,7 @@ checkpoint = "{checkpoint}"{comment}
 processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=True).eval()
 
-# Your camera's frames, upright RGB, oldest first: NumPy, PIL or torch.
+# Your frames, upright RGB, {order}: NumPy, PIL or torch.
 frames = [np.zeros(({height}, {width}, 3), np.uint8)] * {frames}
 
 # Policy: what to do now?
@@ -26,7 +26,7 @@ actions = processor.decode_actions(chunk{dataset})  # commands in the data set's
 
 # World model: what will the camera see if I do that?
 inputs = processor(
-    images=frames[-1:], actions=actions[0, :1], role="world_model"{dataset}, return_tensors="pt"
+    images={last}, actions=actions[0, :1], role="world_model"{dataset}, return_tensors="pt"
 )
 tokens = model.predict_next_frame(**inputs)  # image token ids (1, h, w)
 picture = processor.decode_images(tokens)[0]  # PIL.Image
@@ -103,12 +103,16 @@ def how_to_run(
     trained_on = str(data.get("dataset_name"))
     # One data set is found without its name; of several, the reader is shown where to choose.
     name = f', dataset_name="{names[0]}"' if len(names) > 1 else ""
+    cameras = list(data.get("cameras") or [data.get("camera", "camera")])
+    oldest = "oldest first" if len(cameras) == 1 else f"oldest moment first, of each {', then '.join(cameras)}"
     snippet = _SNIPPET.format(
         checkpoint=checkpoint,
         comment="  # this folder, or its name on the Hub" if checkpoint == "." else "",
         height=height,
         width=width,
-        frames=config["n_obs_steps"],
+        frames=config["n_obs_steps"] * len(cameras),
+        order=oldest,
+        last="frames[-1:]" if len(cameras) == 1 else f"[frames[-{len(cameras)}]]",
         task="pick up the alphabet soup and place it in the basket",
         dataset=name,
         chunk_size=config["chunk_size"],

@@ -12,6 +12,7 @@ from evaluation.compare import CompareArguments
 from evaluation.counterfactual import CounterfactualArguments
 from evaluation.demo import DemoArguments
 from evaluation.demo_train import DemoTrainArguments
+from evaluation.fit_progress import FitProgressArguments
 from evaluation.imagine_arguments import ImagineArguments
 from evaluation.record_demonstrations import RecordingArguments
 from evaluation.rerender import RerenderArguments
@@ -34,6 +35,7 @@ CLASSES = {
     "evaluation/rerender.py": RerenderArguments,
     "evaluation/run.py": RolloutArguments,
     "evaluation/compare.py": CompareArguments,
+    "evaluation/fit_progress.py": FitProgressArguments,
     "evaluation/imagine.py": ImagineArguments,
     "evaluation/reconstruct.py": ReconstructArguments,
     "evaluation/measure_world_model.py": WorldModelArguments,

@@ -125,6 +125,11 @@ def embed_codebook(model: WorldVLAForCausalLM, processor: WorldVLAProcessor) -> 
     Raises:
         ValueError: if the processor has no VQ-GAN.
     """
+    if processor.image_tokenizer is None:
+        raise ValueError(
+            "`--image_embeddings_from_codebook` needs the codebook, but the processor of the data set has no VQ-GAN. "
+            "Leave the option out."
+        )
     config = model.config
     ids = torch.arange(config.num_image_tokens)[:, None, None] + config.image_token_id_start
     codebook = processor.image_tokenizer.embed_ids(ids)[:, 0, 0].float().cpu()
@@ -132,7 +137,7 @@ def embed_codebook(model: WorldVLAForCausalLM, processor: WorldVLAProcessor) -> 
     directions = torch.linalg.qr(torch.randn(max(config.hidden_size, width), width))[0]
     vectors = (codebook - codebook.mean(0)) @ directions[: config.hidden_size].T
     rows = slice(config.image_token_id_start, config.image_token_id_start + config.num_image_tokens)
-    model.get_input_embeddings().weight[rows] = vectors * (config.initializer_range / vectors.std())
+    model.model.embed_tokens.weight[rows] = vectors * (config.initializer_range / vectors.std())
 
 
 def require_checkpoint(path: str) -> None:

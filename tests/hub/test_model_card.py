@@ -240,6 +240,21 @@ def test_of_several_data_sets_the_snippet_names_one(checkpoint, monkeypatch):
     assert namespace["actions"].shape == (1, 5, 7) and namespace["picture"].size == (32, 32)
 
 
+def test_of_several_cameras_the_snippet_shows_all_and_imagines_the_first(checkpoint, monkeypatch):
+    card = {"dataset_name": "made_up", "cameras": ["agentview", "wrist"], "camera": "agentview+wrist", "sources": []}
+    card |= {"splits": {"train": 3}, "steps": 12, "grid": [2, 2], "clipped_action_values": 0}
+    (checkpoint / "data_card.json").write_text(json.dumps(card))
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"n_obs_steps": 1}))
+    (snippet,) = snippets(build_model_card(checkpoint).text)
+    assert "oldest moment first, of each agentview, then wrist" in snippet and "images=[frames[-2]]" in snippet
+    monkeypatch.chdir(checkpoint)
+    namespace = {}
+    exec(installed(snippet), namespace)
+    assert len(namespace["frames"]) == 2
+    assert namespace["actions"].shape == (1, 5, 7) and namespace["picture"].size == (32, 32)
+
+
 def test_the_command_writes_and_uploads(checkpoint, hub, tmp_path, monkeypatch, caplog):
     write(tmp_path, policy=POLICY)
     command = ["share_checkpoint", "--folder", str(checkpoint), "--evaluation_files", str(tmp_path / "policy.json")]

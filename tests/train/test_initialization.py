@@ -197,6 +197,15 @@ def test_image_embeddings_can_begin_as_the_codebook(processor):
     assert ratio.std() / ratio.mean() > 0.05
 
 
+def test_a_codebook_that_is_not_there_is_told(processor, monkeypatch):
+    monkeypatch.setattr(processor, "image_tokenizer", None)
+    options = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with pytest.raises(ValueError, match="has no VQ-GAN"):
+        build_model(
+            ModelArguments(image_embeddings_from_codebook=True, **options), DataArguments(tokens="t"), processor
+        )
+
+
 def test_attention_is_computed_as_asked(processor, checkpoint):
     options = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = build_model(ModelArguments(attn_implementation="eager", **options), DataArguments(tokens="t"), processor)

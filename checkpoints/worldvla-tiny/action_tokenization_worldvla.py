@@ -1,0 +1,1 @@
+../../tokenization/action_tokenization_worldvla.py

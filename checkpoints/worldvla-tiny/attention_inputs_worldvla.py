@@ -1,0 +1,1 @@
+../../modeling_worldvla/attention_inputs_worldvla.py

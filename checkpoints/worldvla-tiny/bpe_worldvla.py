@@ -1,0 +1,1 @@
+../../tokenization/bpe_worldvla.py

@@ -1,0 +1,1 @@
+../../modeling_worldvla/card_results_worldvla.py

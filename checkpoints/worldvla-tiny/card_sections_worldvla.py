@@ -1,0 +1,1 @@
+../../modeling_worldvla/card_sections_worldvla.py

@@ -1,0 +1,1 @@
+../../tokenization/choices_worldvla.py

@@ -1,0 +1,1 @@
+../../modeling_worldvla/configuration_worldvla.py

@@ -1,0 +1,1 @@
+../../modeling_worldvla/decoding_cache_worldvla.py

@@ -1,0 +1,1 @@
+../../modeling_worldvla/generate_worldvla.py

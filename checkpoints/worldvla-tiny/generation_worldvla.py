@@ -1,0 +1,1 @@
+../../modeling_worldvla/generation_worldvla.py

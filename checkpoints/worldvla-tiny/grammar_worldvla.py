@@ -1,0 +1,1 @@
+../../modeling_worldvla/grammar_worldvla.py

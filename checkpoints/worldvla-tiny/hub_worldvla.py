@@ -1,0 +1,1 @@
+../../modeling_worldvla/hub_worldvla.py

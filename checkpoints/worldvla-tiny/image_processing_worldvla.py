@@ -1,0 +1,1 @@
+../../tokenization/image_processing_worldvla.py

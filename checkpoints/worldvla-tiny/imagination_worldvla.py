@@ -1,0 +1,1 @@
+../../modeling_worldvla/imagination_worldvla.py

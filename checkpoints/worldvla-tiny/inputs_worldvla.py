@@ -1,0 +1,1 @@
+../../tokenization/inputs_worldvla.py

@@ -1,0 +1,1 @@
+../../modeling_worldvla/layers_worldvla.py

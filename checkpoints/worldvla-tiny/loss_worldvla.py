@@ -1,0 +1,1 @@
+../../modeling_worldvla/loss_worldvla.py

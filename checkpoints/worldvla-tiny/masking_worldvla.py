@@ -1,0 +1,1 @@
+../../modeling_worldvla/masking_worldvla.py

@@ -1,0 +1,1 @@
+../../modeling_worldvla/model_card_worldvla.py

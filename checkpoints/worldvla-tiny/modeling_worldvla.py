@@ -1,0 +1,1 @@
+../../modeling_worldvla/modeling_worldvla.py

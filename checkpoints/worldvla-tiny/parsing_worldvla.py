@@ -1,0 +1,1 @@
+../../tokenization/parsing_worldvla.py

@@ -1,0 +1,1 @@
+../../tokenization/pixels_worldvla.py

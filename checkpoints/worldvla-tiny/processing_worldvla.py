@@ -1,0 +1,1 @@
+../../tokenization/processing_worldvla.py

@@ -1,0 +1,1 @@
+../../tokenization/processor_codecs_worldvla.py

@@ -1,0 +1,1 @@
+../../tokenization/processor_folder_worldvla.py

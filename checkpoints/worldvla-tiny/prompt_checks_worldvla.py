@@ -1,0 +1,1 @@
+../../modeling_worldvla/prompt_checks_worldvla.py

@@ -1,0 +1,1 @@
+../../tokenization/prompt_worldvla.py

@@ -1,0 +1,1 @@
+../../modeling_worldvla/rollout_prompts_worldvla.py

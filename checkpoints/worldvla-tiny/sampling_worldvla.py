@@ -1,0 +1,1 @@
+../../modeling_worldvla/sampling_worldvla.py

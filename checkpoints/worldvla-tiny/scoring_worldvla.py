@@ -1,0 +1,1 @@
+../../modeling_worldvla/scoring_worldvla.py

@@ -1,0 +1,1 @@
+../../modeling_worldvla/stream_decoding_worldvla.py

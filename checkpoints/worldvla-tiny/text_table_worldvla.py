@@ -1,0 +1,1 @@
+../../tokenization/text_table_worldvla.py

@@ -1,0 +1,1 @@
+../../modeling_worldvla/token_losses_worldvla.py

@@ -1,0 +1,1 @@
+../../tokenization/vocabulary_worldvla.py

@@ -1,0 +1,1 @@
+../../tokenization/vqgan_worldvla.py

@@ -1,0 +1,86 @@
+"""worldvla-tiny, the checkpoint that comes along: small, complete, current, and it acts and imagines."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoProcessor
+
+import modeling_worldvla
+import tokenization
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "checkpoints" / "worldvla-tiny"
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return AutoModelForCausalLM.from_pretrained(FOLDER).eval(), AutoProcessor.from_pretrained(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def example():
+    """A step of an episode that was held out from training: pictures of both cameras, the expert's next commands."""
+    folder = FOLDER / "example"
+    pictures = {path.stem: Image.open(path) for path in folder.glob("*.png")}
+    return pictures, json.loads((folder / "example.json").read_text())
+
+
+def test_it_is_small_and_holds_no_pickle():
+    files = [path for path in FOLDER.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert sum(path.stat().st_size for path in files) <= 30 * 2**20
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".png", ".md", ".gif", ".jpg"}
+
+
+def test_its_code_is_the_code_of_this_checkout(pair, tmp_path):
+    for part in pair:
+        part.save_pretrained(tmp_path)
+    wanted = {path.name for path in tmp_path.glob("*.py")}
+    links = {path.name: path for path in FOLDER.glob("*.py")}
+    assert set(links) == wanted
+    homes = [Path(package.__file__).parent for package in (modeling_worldvla, tokenization)]
+    assert all(path.is_symlink() and path.resolve().parent in homes for path in links.values())
+
+
+def test_it_was_trained_by_the_recipe():
+    recipe = yaml.safe_load((ROOT / "train" / "recipes" / "worldvla_tiny.yaml").read_text())
+    options = json.loads((FOLDER / "training_args.json").read_text())
+    trained = {name: value for part in options.values() for name, value in part.items()}
+    config = json.loads((FOLDER / "config.json").read_text())
+    for name, value in recipe.items():
+        assert (config if name == "action_choice" else trained)[name] == value, name
+
+
+def test_it_acts_as_the_expert_would(pair, example):
+    model, processor = pair
+    pictures, facts = example
+    frames = [pictures["agentview"], pictures["wrist"]]
+    inputs = processor(images=frames, text=facts["instruction"], return_tensors="pt")
+    actions = np.asarray(processor.decode_actions(model.predict_action_chunk(**inputs))[0])
+    expert = np.array(facts["expert_actions"])
+    assert actions.shape == expert.shape == (5, 7)
+    assert np.abs(actions - expert).mean() < np.abs(expert).mean() / 4
+    assert (np.sign(actions[:, 6]) == np.sign(expert[:, 6])).all()
+
+
+def test_it_imagines_better_than_nothing_happening(pair, example):
+    model, processor = pair
+    pictures, facts = example
+    action = torch.tensor(facts["action"])[None]
+    inputs = processor(images=[pictures["agentview"]], actions=action, role="world_model", return_tensors="pt")
+    imagined = model.predict_next_frame(**inputs)
+    now, after = (processor.encode_images([pictures[name]]) for name in ("agentview", "next_agentview"))
+    assert (imagined == after).float().mean() > (now == after).float().mean()
+
+
+def test_the_readme_runs(monkeypatch):
+    (snippet, *_) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    names = {}
+    exec(compile(snippet, "README.md", "exec"), names)
+    assert names["actions"].shape == (1, 5, 7) and names["picture"].size == (128, 128)
