@@ -58,6 +58,17 @@ def test_limits_are_measured_at_the_quantile(processor, monkeypatch, quantile):
     assert card["sources"] == [{"file": "a.hdf5", "tasks": 1, "episodes": 1}]
 
 
+@pytest.mark.parametrize("bins", [256, 64])
+def test_a_vocabulary_has_as_many_bins_as_asked(processor, monkeypatch, bins):
+    monkeypatch.setattr(train.data_processor, "load_vq_model", lambda _: processor.vq_model)
+    tasks = [DemonstrationTask("a", "a.hdf5", [MadeUpEpisode("a.hdf5", "demo_0", "lift", 11, ("agentview",))])]
+    arguments = PretokenizeArguments(**ARGUMENTS, vq_model="vqgan", num_text_tokens=300, num_action_bins=bins)
+    built = build_processor(arguments, tasks, DATASET, {"low": [-1.0] * 7, "high": [1.0] * 7})
+    assert built.model_config()["num_action_tokens"] == built.action_tokenizer.num_bins == bins
+    ids = built.encode_actions(np.linspace(-1, 1, 1001)[:, None] * np.ones(7))
+    assert len(np.unique(ids)) == bins
+
+
 @pytest.mark.parametrize("quantile", [0.0, 0.2])
 def test_limits_do_not_depend_on_how_many_rows_are_read_at_once(monkeypatch, quantile):
     actions = np.random.default_rng(0).normal(size=(5, 4 * 7)).astype(np.float32)
