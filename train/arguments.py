@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from modeling_worldvla.configuration_worldvla import ACTION_CHOICES, LOSS_FORMS
 from tokenization.choices_worldvla import require_choice
 from train.argument_parsing import require_not_negative, require_positive, require_share
 from train.learning_rates import require_schedule
@@ -69,9 +70,9 @@ class ModelArguments:
     def __post_init__(self) -> None:
         """Check every option before anything is loaded."""
         require_positive(self, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        require_choice("action choice", self.action_choice, ["likeliest", "median"])
+        require_choice("action choice", self.action_choice, ACTION_CHOICES)
         require_choice("attention", self.attn_implementation, ["sdpa", "eager", "flex_attention"])
-        require_choice("form of the loss", self.loss_form, ["paper", "official"])
+        require_choice("form of the loss", self.loss_form, LOSS_FORMS)
         require_not_negative(self, "world_model_loss_weight", "z_loss_weight", "lora_rank")
         require_share(self, "attention_dropout", "lora_dropout")
         require_choice("dtype", self.dtype, ["float32", "bfloat16"])

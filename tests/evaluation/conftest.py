@@ -17,6 +17,19 @@ def pytest_collection_modifyitems(items):
             item.add_marker(skip)
 
 
+@pytest.fixture(scope="session")
+def stored():
+    """Two made-up episodes by name: upright pixels `(T, 32, 32, 3)` and commands `(T, 7)`."""
+    generator = np.random.default_rng(0)
+    return {
+        name: (
+            generator.integers(0, 256, (steps, 32, 32, 3), dtype=np.uint8),
+            generator.uniform(-1, 1, (steps, 7)).astype(np.float32),
+        )
+        for name, steps in {"demo_0": 6, "demo_1": 4}.items()
+    }
+
+
 class BoxScene:
     """A table at height 0 with boxes on it, and a hand that goes wherever it is sent; stands in for `Scene`."""
 

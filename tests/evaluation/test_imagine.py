@@ -22,21 +22,6 @@ from evaluation.imagine_arguments import ImagineArguments
 from evaluation.video import write_video
 from evaluation.world_model import imagine_episode, reconstruct
 
-STEPS = {"demo_0": 6, "demo_1": 4}
-
-
-@pytest.fixture(scope="module")
-def stored():
-    """Pixels and commands by episode, upright."""
-    generator = np.random.default_rng(0)
-    return {
-        name: (
-            generator.integers(0, 256, (steps, 32, 32, 3), dtype=np.uint8),
-            generator.uniform(-1, 1, (steps, 7)).astype(np.float32),
-        )
-        for name, steps in STEPS.items()
-    }
-
 
 @pytest.fixture(scope="module")
 def demonstrations(stored, tmp_path_factory):

@@ -4,21 +4,6 @@ import torch
 
 from evaluation.world_model import fit_frames, imagine_episode, imagine_tokens, reconstruct
 
-EPISODES = {"demo_0": 6, "demo_1": 4}  # steps
-
-
-@pytest.fixture(scope="module")
-def stored():
-    """Pixels and commands by episode, as they lie in the file."""
-    generator = np.random.default_rng(0)
-    return {
-        name: (
-            generator.integers(0, 256, (steps, 32, 32, 3), dtype=np.uint8),
-            generator.uniform(-1, 1, (steps, 7)).astype(np.float32),
-        )
-        for name, steps in EPISODES.items()
-    }
-
 
 @pytest.fixture
 def model(make_model):
@@ -26,7 +11,7 @@ def model(make_model):
 
 
 def test_episodes_imagined_together_are_those_imagined_alone(model, processor, stored):
-    frames, actions = (np.stack([stored[name][part][:3] for name in EPISODES]) for part in (0, 1))
+    frames, actions = (np.stack([stored[name][part][:3] for name in stored]) for part in (0, 1))
     first, action_ids = processor.encode_images(list(frames[:, 0])), torch.as_tensor(processor.encode_actions(actions))
     numbers = []
     together = imagine_tokens(model, processor, first, action_ids, numbers.append)
