@@ -1,7 +1,7 @@
 """What best-of-n costs: seconds per decision of a policy that imagines n chunks and chooses, against the plain policy.
 
-    OMP_NUM_THREADS=1 python benchmarks/ranking.py --checkpoint outputs/demo/checkpoint \
-        --demonstrations outputs/demo/held_out
+    OMP_NUM_THREADS=1 python benchmarks/ranking.py --checkpoint outputs/demo-train/checkpoint \
+        --demonstrations outputs/demo-train/held_out
 
 Prints a Markdown table. A decision is everything between the camera's frames and the commands: encoding the frames,
 the policy's chunk and, with n above 1, drawing, imagining and rating the others. The goal is the file's last frames.
