@@ -10,6 +10,7 @@ gripper opened and closed. The model imagines the same from the same frame. Writ
 
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ from evaluation.report import markdown_table
 from evaluation.rerender_ledger import find_task_named
 from evaluation.rerendering import stand_as_recorded
 from evaluation.run_settings import current_commit, package_versions
+from evaluation.sampling import SamplingArguments
 from evaluation.video import enlarge, label
 from evaluation.world_model import decode_frames, imagine_tokens
 from evaluation.world_model_windows import Window, choose_windows
@@ -67,7 +69,7 @@ HOW = (
 
 
 @dataclass(kw_only=True)
-class CounterfactualArguments:
+class CounterfactualArguments(SamplingArguments):
     """Options of `evaluation/counterfactual.py`."""
 
     checkpoint: str = field(metadata={"help": "Folder or Hub id of a WorldVLA checkpoint with its processor."})
@@ -88,6 +90,7 @@ class CounterfactualArguments:
     def __post_init__(self) -> None:
         """Check every option before anything is loaded."""
         require_positive(self, "starts", "num_frames", "strength")
+        self.check_sampling()
         if self.strength > 1:
             raise ValueError(f"`--strength` is a share of the largest command, at most 1, got {self.strength}.")
 
@@ -264,7 +267,12 @@ def _around(mask: np.ndarray, margin: int) -> np.ndarray:
 
 
 def imagine_starts(
-    model: Any, processor: Any, simulated: list[Simulated], action_ids: np.ndarray
+    model: Any,
+    processor: Any,
+    simulated: list[Simulated],
+    action_ids: np.ndarray,
+    names: Sequence[str],
+    sampling: SamplingArguments,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Imagine every action from every start.
 
@@ -273,6 +281,8 @@ def imagine_starts(
         processor (`WorldVLAProcessor`): its processor.
         simulated (`list[Simulated]`): S starts.
         action_ids (`np.ndarray` of shape `(S, A, N, D)`): token ids of the commands.
+        names (`Sequence[str]`): of the starts; all actions of one draw the same numbers: what differs is their doing.
+        sampling (`SamplingArguments`): whether codes are drawn.
 
     Returns:
         `tuple`: the last imagined frames, the simulator's through the tokenizer, both `(S, A, H, W, 3)`, and the given
@@ -280,9 +290,10 @@ def imagine_starts(
     """
     given_ids = processor.encode_images([each.given for each in simulated])
     imagined, drawn = [], []
-    for first, ids, each in zip(given_ids, action_ids, simulated, strict=True):
+    for first, ids, each, name in zip(given_ids, action_ids, simulated, names, strict=True):
         repeated = first[None].expand(len(ids), -1, -1)
-        last = imagine_tokens(model, processor, repeated, torch.as_tensor(ids))[:, -1]
+        options = sampling.sampling_options([name] * len(ids), model.device)
+        last = imagine_tokens(model, processor, repeated, torch.as_tensor(ids), **options)[:, -1]
         imagined.append(decode_frames(processor, last))
         drawn.append(decode_frames(processor, processor.encode_images(list(each.after))))
     return np.stack(imagined), np.stack(drawn), decode_frames(processor, given_ids)
@@ -346,11 +357,12 @@ def run_counterfactual(arguments: CounterfactualArguments) -> dict[str, Any]:
     if height != width:
         raise ValueError(f"The simulator renders squares; the checkpoint works at {height} x {width} pixels.")
     simulated, ids = simulate_starts(arguments, processor, limits, starts)
-    imagined, drawn, given = imagine_starts(model, processor, simulated, ids)
+    names = [start.name for start in starts]
+    imagined, drawn, given = imagine_starts(model, processor, simulated, ids, names, arguments)
     result = measure(simulated, imagined, drawn, given)
     result["settings"] = {
         **asdict(arguments),
-        "starts": [start.name for start in starts],
+        "starts": names,
         "checkpoint_fingerprint": fingerprint_checkpoint(arguments.checkpoint, model),
         "commit": current_commit(),
         "versions": package_versions(),

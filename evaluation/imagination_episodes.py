@@ -13,6 +13,7 @@ import torch
 
 from evaluation.imagination_sources import Excerpt
 from evaluation.imagination_streams import ImaginedFrame, PolicyView, stream_actions, stream_policy
+from evaluation.sampling import GREEDY, SamplingArguments
 from evaluation.world_model import decode_frames, fit_frames, reconstruct
 from tokenization.reconstruction_metrics import psnr
 
@@ -43,6 +44,7 @@ def imagine_excerpts(
     dataset_name: str | None = None,
     history: int | None = None,
     view: PolicyView | None = None,
+    sampling: SamplingArguments = GREEDY,
     on_frame: Callable[[int, ImaginedFrame], None] = lambda number, frame: None,
 ) -> list[ImaginedEpisode]:
     """Imagine excerpts together: under their commands, or, with a `view`, under the policy's own.
@@ -56,6 +58,7 @@ def imagine_excerpts(
         dataset_name (`str`, *optional*): whose action limits; may be left out when the processor has one data set.
         history (`int`, *optional*): most frames that the world model is shown; by default the checkpoint's.
         view (`PolicyView`, *optional*): how the policy acts on `told`; by default the excerpts' own commands are used.
+        sampling (`SamplingArguments`): whether codes are drawn; what is drawn depends on the excerpt's name alone.
         on_frame (`Callable`): called with number, from 1, and tokens of every frame as soon as it is there.
 
     Returns:
@@ -69,12 +72,13 @@ def imagine_excerpts(
     action_ids = _encode_commands(
         processor, excerpts, dataset_name, model.config.action_dim, longest, view is not None
     )
+    options = {"history": history, **sampling.sampling_options([excerpt.name for excerpt in excerpts], model.device)}
     started = time.perf_counter()
     if view is None:
-        stream = stream_actions(model, processor, given, action_ids, history=history)
+        stream = stream_actions(model, processor, given, action_ids, **options)
     else:
         told = [excerpt.told for excerpt in excerpts]
-        stream = stream_policy(model, processor, given, action_ids, told, longest, view, history=history)
+        stream = stream_policy(model, processor, given, action_ids, told, longest, view, **options)
     frames = []
     for number, frame in enumerate(stream, start=1):
         on_frame(number, frame)

@@ -150,7 +150,7 @@ def _imagine_batch(
             save(number, frame)
 
         imagined = imagine_excerpts(
-            model, processor, excerpts, arguments.dataset_name, arguments.history, view, on_frame=show
+            model, processor, excerpts, arguments.dataset_name, arguments.history, view, arguments, on_frame=show
         )
     yield from zip(excerpts, imagined, strict=True)
 

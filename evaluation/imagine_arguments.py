@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evaluation.arguments import require_positive
+from evaluation.sampling import SamplingArguments
 
 OUTPUT_KINDS = (".mp4", ".gif", ".png")
 
 
 @dataclass
-class ImagineArguments:
+class ImagineArguments(SamplingArguments):
     """Options of `evaluation/imagine.py`: what is imagined, from where, and how it is shown."""
 
     checkpoint: str = field(metadata={"help": "Folder or Hub id of a WorldVLA checkpoint with its processor."})
@@ -72,6 +73,7 @@ class ImagineArguments:
         """Check every option before anything is loaded."""
         require_positive(self, "num_frames", "given_frames", "history", "batch_size")
         require_positive(self, "n_obs_steps", "chunk_size", "n_action_steps")
+        self.check_sampling()
         if min([*self.episode, self.start]) < 0:
             listed = ", ".join(map(str, self.episode))
             raise ValueError(f"`--episode` and `--start` count from 0, got {listed} and {self.start}.")

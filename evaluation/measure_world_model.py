@@ -140,6 +140,7 @@ def measure_world_model(arguments: WorldModelArguments) -> dict[str, Any]:
             arguments.camera,
             arguments.dataset_name,
             arguments.batch_size,
+            arguments,
             on_frames=bar.update,
         )
     seconds = (time.perf_counter() - started) / (len(windows) * arguments.num_frames[-1])

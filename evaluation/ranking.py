@@ -8,7 +8,6 @@ Shapes: `B` episodes, `n` candidates, `m` frames that the world model is shown, 
 dimensions, `h, w` image tokens.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from evaluation.checkpoints import check_world_model
 from evaluation.imagination_streams import stream_actions
 from evaluation.policy_arguments import PolicyArguments
 from evaluation.ranking_scores import GoalScore, ProgressScore, Score
+from evaluation.sampling import seeded_generator
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class ChunkRanker:
         """Chunks `(B, n - 1, K, D)` from the policy's distribution."""
         count, device = self.num_candidates - 1, self.model.device
         generators = [
-            torch.Generator(device).manual_seed(self._seed_of(situation, number))
+            seeded_generator(device, self.seed, situation.name, number)
             for situation in situations
             for number in range(1, self.num_candidates)
         ]
@@ -171,10 +171,6 @@ class ChunkRanker:
             generator=generators,
         )
         return drawn.unflatten(0, (len(situations), count))
-
-    def _seed_of(self, situation: Situation, number: int) -> int:
-        digest = hashlib.sha256(f"{self.seed}\n{situation.name}\n{number}".encode()).digest()
-        return int.from_bytes(digest[:7], "big")
 
     def _imagine(self, candidates: torch.Tensor, situations: Sequence[Situation]) -> list[torch.Tensor]:
         """The last imagined frames, `(n, h, w)` of each of B episodes; those that show equally many go together."""

@@ -50,6 +50,7 @@ def imagine_tokens(
     first_frames: torch.Tensor,
     action_ids: torch.Tensor,
     on_frame: Callable[[int], None] = lambda frame: None,
+    **options: Any,
 ) -> torch.Tensor:
     """Predict frame after frame of several episodes at once, as tokens.
 
@@ -59,13 +60,15 @@ def imagine_tokens(
         first_frames (`torch.LongTensor` of shape `(B, h, w)`): image token ids of one real frame an episode.
         action_ids (`torch.LongTensor` of shape `(B, N, D)`): action token ids, N at least 1.
         on_frame (`Callable[[int], None]`): called after every frame with its number, for progress.
+        **options: further arguments of `imagine_frames`: `do_sample`, `generator` and so on.
 
     Returns:
         `torch.LongTensor` of shape `(B, N, h, w)`: image token ids of the frames that follow, on the device of
         `first_frames`.
     """
     frames = []
-    for number, imagined in enumerate(stream_actions(model, processor, first_frames[:, None], action_ids), start=1):
+    stream = stream_actions(model, processor, first_frames[:, None], action_ids, **options)
+    for number, imagined in enumerate(stream, start=1):
         frames.append(imagined.image_ids.to(first_frames.device))
         on_frame(number)
     return torch.stack(frames, dim=1)

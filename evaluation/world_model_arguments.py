@@ -3,13 +3,14 @@
 from dataclasses import dataclass, field
 
 from evaluation.arguments import require_positive
+from evaluation.sampling import SamplingArguments
 from evaluation.video_distance import LEAST_FRAMES, NETWORK, Fvd
 from tokenization.choices_worldvla import require_choice
 from tokenization.reconstruction_metrics import PICTURE_METRICS
 
 
 @dataclass(kw_only=True)
-class WorldModelArguments:
+class WorldModelArguments(SamplingArguments):
     """Options of `evaluation/measure_world_model.py`: how near imagined frames come to the real ones."""
 
     checkpoint: str = field(metadata={"help": "Folder or Hub id of a WorldVLA checkpoint with its processor."})
@@ -48,6 +49,7 @@ class WorldModelArguments:
     def __post_init__(self) -> None:
         """Check every option before anything is loaded."""
         require_positive(self, "windows_per_episode", "episodes", "batch_size")
+        self.check_sampling()
         if not self.num_frames or min(self.num_frames) < 1:
             raise ValueError(f"`--num_frames` takes numbers of frames, each at least 1, got {self.num_frames}.")
         self.num_frames = sorted(set(self.num_frames))

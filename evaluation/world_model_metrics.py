@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from evaluation.reconstruction import LARGEST, WHOLE
+from evaluation.sampling import GREEDY, SamplingArguments
 from evaluation.video_distance import Fvd
 from evaluation.world_model import decode_frames, imagine_tokens
 from evaluation.world_model_windows import Window
@@ -72,9 +73,10 @@ def measure_windows(
     camera: str = "agentview",
     dataset_name: str | None = None,
     batch_size: int = 8,
+    sampling: SamplingArguments = GREEDY,
     on_frames: Callable[[int], None] = lambda count: None,
 ) -> Measurements:
-    """Imagine windows, greedily, and compare.
+    """Imagine windows, and compare.
 
     Args:
         model (`WorldVLAForCausalLM`): the model.
@@ -84,12 +86,13 @@ def measure_windows(
         camera (`str`): whose frames.
         dataset_name (`str`, *optional*): whose action limits.
         batch_size (`int`): windows at once.
+        sampling (`SamplingArguments`): whether codes are drawn; what is drawn for a window depends on its name alone.
         on_frames (`Callable[[int], None]`): called after every imagined frame with the number of windows.
 
     Returns:
         `Measurements`.
     """
-    measure = partial(_measure_batch, model, processor, instruments, camera, dataset_name, on_frames)
+    measure = partial(_measure_batch, model, processor, instruments, camera, dataset_name, sampling, on_frames)
     parts = [measure(windows[first : first + batch_size]) for first in range(0, len(windows), batch_size)]
     return _join(list(windows), parts, instruments.horizons[-1])
 
@@ -100,6 +103,7 @@ def _measure_batch(
     instruments: Instruments,
     camera: str,
     dataset_name: str | None,
+    sampling: SamplingArguments,
     on_frames: Callable[[int], None],
     windows: Sequence[Window],
 ) -> _Batch:
@@ -107,7 +111,10 @@ def _measure_batch(
     frames, actions = np.stack([pair[0] for pair in read]), np.stack([pair[1] for pair in read])
     real_ids = torch.stack([processor.encode_images(list(each)) for each in frames])
     action_ids = torch.as_tensor(processor.encode_actions(actions, dataset_name))
-    imagined_ids = imagine_tokens(model, processor, real_ids[:, 0], action_ids, lambda _: on_frames(len(windows)))
+    chance = sampling.sampling_options([window.name for window in windows], model.device)
+    imagined_ids = imagine_tokens(
+        model, processor, real_ids[:, 0], action_ids, lambda _: on_frames(len(windows)), **chance
+    )
     videos, real = candidates(processor, frames, real_ids, imagined_ids), frames[:, 1:]
     providers = instruments.providers
     masks = [

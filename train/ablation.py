@@ -58,6 +58,9 @@ class AblationArguments:
         default_factory=lambda: list(ATTENTION),
         metadata={"help": "Any of: mask (actions of a chunk do not see each other), causal. At K = 1 they are one."},
     )
+    cells: list[str] = field(
+        default_factory=list, metadata={"help": "Only these of the grid, by folder name, such as joint-k5-mask."}
+    )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One run of everything for each."})
     metrics: list[str] = field(
         default_factory=lambda: ["val_ind_loss_action", "val_ind_accuracy_action", "val_ind_action_bin_error"],
@@ -84,6 +87,9 @@ class AblationArguments:
                 raise ValueError(f"`--{name}` needs values that differ, got {values}.")
         if min(self.chunk_sizes) < 1:
             raise ValueError(f"`--chunk_sizes` must be larger than 0, got {min(self.chunk_sizes)}.")
+        grid = [cell.name for cell in _list_grid(self)]
+        for value in self.cells:
+            require_choice("combination in `--cells`:", value, grid)
         if self.suite is not None:
             require_choice("suite", self.suite, LIBERO_SUITES)
         known = set(list_options(RUN_OPTIONS))
@@ -111,11 +117,16 @@ def list_cells(arguments: AblationArguments) -> list[Cell]:
     """The combinations, without those that are the same model twice.
 
     Args:
-        arguments (`AblationArguments`): the values of each switch.
+        arguments (`AblationArguments`): the values of each switch, and which cells are wanted.
 
     Returns:
         `list[Cell]`: at K = 1 no earlier action could be seen, so attention counts once there.
     """
+    return [cell for cell in _list_grid(arguments) if not arguments.cells or cell.name in arguments.cells]
+
+
+def _list_grid(arguments: AblationArguments) -> list[Cell]:
+    """Every combination of the switches."""
     cells = [
         Cell(SWITCHES[switch], chunk_size, attention)
         for switch, chunk_size, attention in product(arguments.world_model, arguments.chunk_sizes, arguments.attention)

@@ -153,17 +153,20 @@ def test_a_recorded_episode_becomes_a_film_and_numbers(demonstrations, loaded, s
     assert {entry.name for entry in tmp_path.iterdir()} == {"imagined.mp4", "imagined.json"}
 
 
-def test_episodes_of_a_batch_are_those_imagined_alone(demonstrations, loaded, tmp_path):
+@pytest.mark.parametrize("temperature", [None, 1.0])
+def test_episodes_of_a_batch_are_those_imagined_alone(demonstrations, loaded, tmp_path, temperature):
     model, processor = loaded
-    excerpts = read_all(from_file(demonstrations, episode=[0, 1]))
-    together = imagine_excerpts(model, processor, excerpts)
+    chosen = {"episode": [0, 1], "temperature": temperature}
+    sampling = from_file(demonstrations, **chosen)
+    excerpts = read_all(sampling)
+    together = imagine_excerpts(model, processor, excerpts, sampling=sampling)
     for excerpt, episode in zip(excerpts, together, strict=True):
-        (alone,) = imagine_excerpts(model, processor, [excerpt])
+        (alone,) = imagine_excerpts(model, processor, [excerpt], sampling=sampling)
         assert torch.equal(episode.image_ids, alone.image_ids) and len(alone.image_ids) == excerpt.num_frames + 1
         assert torch.equal(episode.action_ids, alone.action_ids)
         np.testing.assert_allclose(episode.entropies, alone.entropies, atol=1e-4)
     output = str(tmp_path / "imagined.png")
-    summary = imagine(from_file(demonstrations, episode=[0, 1], batch_size=2, output=output))
+    summary = imagine(from_file(demonstrations, batch_size=2, output=output, **chosen))
     assert (summary["num_frames"], summary["num_episodes"]) == (8, 2)
     for excerpt, episode in zip(excerpts, together, strict=True):
         numbers = summary["episodes"][excerpt.name]

@@ -8,6 +8,7 @@ import torch
 from evaluation.arguments import parse_arguments
 from evaluation.measure_world_model import main, measure_world_model
 from evaluation.reconstruction import OBJECTS, WHOLE
+from evaluation.sampling import GREEDY, SamplingArguments
 from evaluation.world_model import imagine_episode, reconstruct
 from evaluation.world_model_arguments import WorldModelArguments
 from evaluation.world_model_metrics import (
@@ -160,6 +161,17 @@ def test_measured_windows_are_episodes_imagined_one_by_one(model, processor, epi
         mask[:, 20:30, 18:28] = True
         inside = psnr(imagined[1:], real[1:], mask)
         np.testing.assert_allclose(measured.scores[OBJECTS][IMAGINED]["psnr"][row], inside)
+
+
+def test_drawn_frames_do_not_depend_on_the_batch_size(model, processor, episodes):
+    windows, instruments = choose_windows([episodes], "agentview", 3), Instruments([Psnr()], horizons=(3,))
+    drawn = SamplingArguments(temperature=1.0)
+    one, two, greedy = (
+        measure_windows(model, processor, windows, instruments, batch_size=size, sampling=sampling).scores
+        for size, sampling in ((1, drawn), (2, drawn), (2, GREEDY))
+    )
+    np.testing.assert_array_equal(one[WHOLE][IMAGINED]["psnr"], two[WHOLE][IMAGINED]["psnr"])
+    assert (one[WHOLE][IMAGINED]["psnr"] != greedy[WHOLE][IMAGINED]["psnr"]).any()
 
 
 def test_a_mean_belongs_to_windows_and_its_interval_to_episodes():

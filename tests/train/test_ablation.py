@@ -51,6 +51,13 @@ def test_the_grid_is_the_papers_without_doubles(tmp_path):
     assert cells[3:] == ["joint-k1-mask", "joint-k5-mask", "joint-k5-causal"]
 
 
+def test_cells_of_the_grid_can_be_chosen_by_name(tmp_path):
+    chosen = arguments(tmp_path, cells=["joint-k5-causal", "policy-k1-mask"])
+    assert list_cells(chosen) == [Cell(False, 1, "mask"), Cell(True, 5, "causal")]
+    with pytest.raises(ValueError, match="combination in `--cells`: `joint-k5-mark`.*Did you mean `joint-k5-mask`"):
+        arguments(tmp_path, cells=["joint-k5-mark"])
+
+
 def test_every_switch_reaches_the_training(tmp_path):
     flags = list_flags(arguments(tmp_path), Cell(False, 5, "causal"), seed=4)
     classes = [ModelArguments, DataArguments, WorldVLATrainingArguments]
