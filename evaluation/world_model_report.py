@@ -21,7 +21,7 @@ TITLES = {name: metric.title for name, metric in PICTURE_METRICS.items()} | {
 DIGITS = {name: metric.digits for name, metric in PICTURE_METRICS.items()} | {TOKENS: 3, CHANGED: 3}
 COLOURS = {IMAGINED: "#4477aa", FLOOR: "#aa3377", TOKEN_FLOOR: "#ccbb44", CEILING: "#228833"}
 HOW = (
-    "Each window: one real frame is given, the recorded actions follow, decoding is greedy. Means over windows; in "
+    "Each window: one real frame is given, the recorded actions follow, codes are {codes}. Means over windows; in "
     "brackets the 95 % interval, by bootstrap over episodes (2000 draws). PSNR of a frame counts at most 100 dB. "
     "Changed tokens are those that differ from the given frame's: where nothing moves, repeating a frame is hard to "
     "beat, and only these tell whether motion is imagined."
@@ -42,7 +42,9 @@ def format_report(summary: Mapping[str, Any]) -> str:
     Returns:
         `str`: the report.
     """
-    lines = ["# World model", f"{summary['num_windows']} windows of {summary['num_episodes']} episodes. {HOW}"]
+    temperature = summary["settings"]["temperature"]
+    how = HOW.format(codes="the likeliest" if temperature is None else f"drawn at temperature {temperature:g}")
+    lines = ["# World model", f"{summary['num_windows']} windows of {summary['num_episodes']} episodes. {how}"]
     if summary["fvd"]:
         lines.append(FVD_NOTE)
     for horizon, parts in summary["horizons"].items():

@@ -220,6 +220,9 @@ def test_the_command_writes_numbers_table_and_picture(checkpoint, episodes, tmp_
     assert "Objects of interest:" in report and "minus `" not in report
     assert "results.json` on the same windows: PSNR (dB) 0.00" in (tmp_path / "two" / "report.md").read_text()
     assert (tmp_path / "one" / "curves.png").stat().st_size > 10_000
+    assert "codes are the likeliest. Means" in report
+    measure_world_model(options(checkpoint, episodes, tmp_path / "drawn", temperature=0.7))
+    assert "codes are drawn at temperature 0.7. Means" in (tmp_path / "drawn" / "report.md").read_text()
 
 
 def test_fvd_is_reported_for_every_source(checkpoint, episodes, tmp_path, monkeypatch):
