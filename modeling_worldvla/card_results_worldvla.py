@@ -2,12 +2,12 @@
 
 Read are the files that the project's own commands write; they are told apart by their keys, not by their names:
 `summary.json` of evaluation/run.py, the JSON beside the video of evaluation/imagine.py, `results.json` of
-evaluation/reconstruct.py.
+evaluation/measure_world_model.py and of evaluation/reconstruct.py.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,30 +16,6 @@ from huggingface_hub import EvalResult
 POLICY, WORLD_MODEL, VQ_GAN = "Policy in LIBERO", "World model", "VQ-GAN"
 TASKS = (POLICY, WORLD_MODEL, VQ_GAN)
 NOT_EVALUATED = "Not evaluated."
-_KEYS = {
-    POLICY: ("suite", "episodes", "successes", "settings"),
-    WORLD_MODEL: ("num_frames", "psnr_db", "settings"),
-    VQ_GAN: ("groups", "codebook", "settings"),
-}
-_WRITERS = {
-    POLICY: "summary.json of evaluation/run.py",
-    WORLD_MODEL: "the JSON file of evaluation/imagine.py",
-    VQ_GAN: "results.json of evaluation/reconstruct.py",
-}
-# Options that the numbers depend on. Paths are left out: a card is public, and the reader has other folders.
-_OPTIONS = {
-    POLICY: (
-        *("suite", "task_ids", "episodes", "first_state", "camera", "image_size", "chunk_size"),
-        *("n_action_steps", "max_steps", "seed", "dataset_name"),
-    ),
-    WORLD_MODEL: ("episode", "camera", "start", "num_frames", "dataset_name"),
-    VQ_GAN: ("cameras", "frames", "metrics", "regions", "image_size", "seed"),
-}
-_COMMANDS = {
-    POLICY: "evaluation/run.py --checkpoint {checkpoint} --output_dir results/",
-    WORLD_MODEL: "evaluation/imagine.py --checkpoint {checkpoint} --demonstrations demos/ --output imagined.mp4",
-    VQ_GAN: "evaluation/reconstruct.py --vq_model {checkpoint} --demonstrations demos/ --output_dir reconstructions/",
-}
 _IMAGINED_ROLLOUTS = "evaluation/imagine.py --checkpoint {checkpoint} --rollouts results/"
 _PSNR_NAMES = {
     "imagined": "imagined",
@@ -47,13 +23,14 @@ _PSNR_NAMES = {
     "copy_last_reconstruction": "the same floor, through the VQ-GAN",
     "reconstruction": "ceiling: real frames, through the VQ-GAN",
 }
+_SAMPLING = ("temperature", "top_p", "sampling_seed")
 _HEX = 12  # digits of a hash that a card shows
 
 
 class CardResults(NamedTuple):
-    """What one file of results says: its kind, as Markdown, and as entries of the `model-index`."""
+    """What one file of results says: about which of `TASKS`, as Markdown, and as entries of the `model-index`."""
 
-    kind: str
+    task: str
     text: str
     entries: list[EvalResult]
 
@@ -79,33 +56,31 @@ def read_results(path: str | Path, checkpoint: str) -> CardResults:
         content = json.loads(path.read_text("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"The results in `{path}` are no JSON: {error}. Run the evaluation again.") from error
-    kind = kind_of(content)
-    if kind is None:
+    source = _source_of(content)
+    if source is None:
         raise ValueError(f"`{path}` holds no results that a card can show. Give {_known_files()}.")
     try:
-        text, entries = _READERS[kind](content)
+        text, entries = source.read(content)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"`{path}` looks like {_WRITERS[kind]}, but is not whole: {type(error).__name__} {error}. Run the "
+            f"`{path}` looks like {source.writer}, but is not whole: {type(error).__name__} {error}. Run the "
             "evaluation again."
         ) from error
     except ValueError as error:
         raise ValueError(f"`{path}`: {error} Run the evaluation again.") from error
-    return CardResults(kind, f"{text}\n\n{_provenance(kind, content['settings'], checkpoint)}", entries)
+    return CardResults(source.task, f"{text}\n\n{_provenance(source, content['settings'], checkpoint)}", entries)
 
 
-def kind_of(content: Any) -> str | None:
-    """Tell which command wrote some results.
+def holds_results(content: Any) -> bool:
+    """Tell results that a card can show from other files.
 
     Args:
         content (`Any`): a parsed JSON file.
 
     Returns:
-        `str`: one of `TASKS`; None for anything else.
+        `bool`: whether one of the project's commands wrote it.
     """
-    if not isinstance(content, dict):
-        return None
-    return next((kind for kind, keys in _KEYS.items() if all(key in content for key in keys)), None)
+    return _source_of(content) is not None
 
 
 def markdown_row(cells: Sequence[Any]) -> str:
@@ -172,8 +147,52 @@ def _world_model(content: Mapping[str, Any]) -> tuple[str, list[EvalResult]]:
         metric_name=f"PSNR of imagined frames, dB ({how_many})",
         metric_value=round(_number(content["psnr_db"]["imagined"]), 3),
     )
-    text = f"Frame after frame from one real frame and the actions that were carried out, {how_many}.\n\n"
-    return text + markdown_lines(["mean PSNR", "dB", "95 % interval"], rows), [entry]
+    text = f"Frame after frame from one real frame and the actions that were carried out, {how_many}"
+    table = markdown_lines(["mean PSNR", "dB", "95 % interval"], rows)
+    return f"{text}; {_describe_choice(content['settings'])}.\n\n{table}", [entry]
+
+
+def _measured_world_model(content: Mapping[str, Any]) -> tuple[str, list[EvalResult]]:
+    """Scores of imagined frames over windows of recorded episodes, by length and by part of the picture."""
+    windows, episodes = (int(_number(content[name])) for name in ("num_windows", "num_episodes"))
+    chosen = _describe_choice(content["settings"])
+    rows, entries = [], []
+    for frames, parts in content["horizons"].items():
+        for part, compared in parts.items():
+            for metric, score in compared["imagined"].items():
+                mean, interval = _number(score["mean"]), _interval(score["interval"], 3)
+                others = [
+                    compared.get(name, {}).get(metric) for name in ("copy_last_reconstruction", "reconstruction")
+                ]
+                shown = [f"{_number(other['mean']):.3f}" if other else "" for other in others]
+                rows.append([frames, part, metric, f"{mean:.3f}", interval, *shown])
+                entries.append(
+                    EvalResult(
+                        task_type="robotics",
+                        task_name=WORLD_MODEL,
+                        dataset_type="recorded_episodes",
+                        dataset_name="Recorded episodes",
+                        metric_args={"frames": int(frames), "windows": windows, "episodes": episodes, "part": part},
+                        metric_type=metric,
+                        metric_name=f"{metric} of {frames} imagined frames, {part} ({windows} windows; {chosen})",
+                        metric_value=round(mean, 4),
+                    )
+                )
+    header = ["frames", "part", "score", "imagined, mean", "95 % interval", "floor", "ceiling"]
+    text = (
+        f"{windows} windows of {episodes} recorded episodes, frame after frame from real ones and the actions that "
+        f"were carried out; {chosen}. Floor: the last real frame, repeated; ceiling: the real frames; both through "
+        "the VQ-GAN."
+    )
+    return f"{text}\n\n{markdown_lines(header, rows)}", entries
+
+
+def _describe_choice(settings: Mapping[str, Any]) -> str:
+    """How the codes of imagined frames were chosen."""
+    if settings.get("temperature") is None:
+        return "always the likeliest codes"
+    among = f", top_p {_number(settings['top_p']):g}" if settings.get("top_p") is not None else ""
+    return f"codes drawn at temperature {_number(settings['temperature']):g}{among}"
 
 
 def _vq_gan(content: Mapping[str, Any]) -> tuple[str, list[EvalResult]]:
@@ -203,14 +222,79 @@ def _vq_gan(content: Mapping[str, Any]) -> tuple[str, list[EvalResult]]:
     return f"{text}\n\n{used}.", entries
 
 
-_READERS = {POLICY: _policy, WORLD_MODEL: _world_model, VQ_GAN: _vq_gan}
+class _Source(NamedTuple):
+    """A command of evaluation/, and what a card makes of the file that it writes.
+
+    Attributes:
+        task (`str`): which of `TASKS` it measures.
+        writer (`str`): the file, for messages.
+        keys (`tuple[str, ...]`): which every such file has, and no other one all of.
+        read (callable): turns the content into Markdown and entries of the `model-index`.
+        command (`str`): the command, with folders as a stranger would name them.
+        options (`tuple[str, ...]`): those that the numbers depend on. Paths are left out: a card is public, and the
+            reader has other folders.
+    """
+
+    task: str
+    writer: str
+    keys: tuple[str, ...]
+    read: Callable[[Mapping[str, Any]], tuple[str, list[EvalResult]]]
+    command: str
+    options: tuple[str, ...]
 
 
-def _provenance(kind: str, settings: Mapping[str, Any], checkpoint: str) -> str:
+_SOURCES = (
+    _Source(
+        POLICY,
+        "summary.json of evaluation/run.py",
+        ("suite", "episodes", "successes", "settings"),
+        _policy,
+        "evaluation/run.py --checkpoint {checkpoint} --output_dir results/",
+        ("suite", "task_ids", "episodes", "first_state", "camera", "image_size", "chunk_size", "n_action_steps")
+        + ("max_steps", "seed", "dataset_name"),
+    ),
+    _Source(
+        WORLD_MODEL,
+        "the JSON file of evaluation/imagine.py",
+        ("num_frames", "psnr_db", "settings"),
+        _world_model,
+        "evaluation/imagine.py --checkpoint {checkpoint} --demonstrations demos/ --output imagined.mp4",
+        ("episode", "camera", "start", "num_frames", "dataset_name", *_SAMPLING),
+    ),
+    _Source(
+        WORLD_MODEL,
+        "results.json of evaluation/measure_world_model.py",
+        ("horizons", "num_windows", "settings"),
+        _measured_world_model,
+        "evaluation/measure_world_model.py --checkpoint {checkpoint} --demonstrations held_out/ "
+        "--output_dir world_model/",
+        ("num_frames", "metrics", "regions", "windows_per_episode", "episodes", "camera", "dataset_name", *_SAMPLING),
+    ),
+    _Source(
+        VQ_GAN,
+        "results.json of evaluation/reconstruct.py",
+        ("groups", "codebook", "settings"),
+        _vq_gan,
+        "evaluation/reconstruct.py --vq_model {checkpoint} --demonstrations demos/ --output_dir reconstructions/",
+        ("cameras", "frames", "metrics", "regions", "image_size", "seed"),
+    ),
+)
+
+
+def _source_of(content: Any) -> _Source | None:
+    """The command that wrote some results; none for anything else."""
+    if not isinstance(content, dict):
+        return None
+    return next((source for source in _SOURCES if all(key in content for key in source.keys)), None)
+
+
+def _provenance(source: _Source, settings: Mapping[str, Any], checkpoint: str) -> str:
     """The command, without paths, and what the file says about weights and code."""
-    command, options = _COMMANDS[kind], _OPTIONS[kind]
-    if kind == WORLD_MODEL and settings.get("rollouts"):
-        command, options = _IMAGINED_ROLLOUTS, ("dataset_name",)
+    command, options = source.command, source.options
+    if settings.get("rollouts"):
+        command, options = _IMAGINED_ROLLOUTS, ("dataset_name", *_SAMPLING)
+    if settings.get("temperature") is None:
+        options = tuple(name for name in options if name not in _SAMPLING)
     parts = ["python", command.format(checkpoint=checkpoint)]
     for name in options:
         value = settings.get(name)
@@ -249,7 +333,7 @@ def _percent_interval(bounds: Any) -> str:
 
 def _known_files() -> str:
     """The files that a card can show, for error messages."""
-    return ", ".join(_WRITERS.values())
+    return ", ".join(source.writer for source in _SOURCES)
 
 
-__all__ = ["CardResults", "NOT_EVALUATED", "TASKS", "kind_of", "markdown_lines", "read_results"]
+__all__ = ["CardResults", "NOT_EVALUATED", "TASKS", "holds_results", "markdown_lines", "read_results"]

@@ -152,15 +152,25 @@ def describe_data(data: Mapping[str, Any]) -> str:
     return markdown_lines(["what", "value"], rows)
 
 
-def describe_training(log: Sequence[Mapping[str, Any]]) -> str:
-    """The end of `training_log.json`: how long, and the scores on held-out episodes."""
+def describe_training(log: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
+    """How long was trained, from which weights on, and the scores on held-out episodes.
+
+    Args:
+        log (`Sequence[Mapping]`): `training_log.json`; its end counts.
+        options (`Mapping`): `training_args.json`.
+
+    Returns:
+        `str`: Markdown. Of an absolute path only the last part is told: a card is public.
+    """
     if not log:
         return NOT_RECORDED
     last: dict[str, Any] = {}
     for entry in log:
         last |= entry
     epochs = f", {last['epoch']:.2f} epochs" if "epoch" in last else ""
-    lines = [f"{last.get('step', 'An unknown number of')} optimizer steps{epochs}."]
+    begun = (options.get("model") or {}).get("model_name_or_path")
+    on_from = f", on from the weights `{Path(begun).name if Path(begun).is_absolute() else begun}`" if begun else ""
+    lines = [f"{last.get('step', 'An unknown number of')} optimizer steps{epochs}{on_from}."]
     scores = {
         name.removeprefix("eval_"): value
         for name, value in last.items()

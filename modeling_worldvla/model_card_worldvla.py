@@ -12,7 +12,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .card_results_worldvla import NOT_EVALUATED, TASKS, CardResults, kind_of, read_results
+from .card_results_worldvla import NOT_EVALUATED, TASKS, CardResults, holds_results, read_results
 from .card_sections_worldvla import (
     describe_data,
     describe_licence,
@@ -44,11 +44,12 @@ def build_model_card(
     """Write the card of a checkpoint, without saving it.
 
     Args:
-        folder (`str` or `Path`): holds `config.json`; and, where it is there, weights, processor, `data_card.json` and
-            `training_log.json`.
+        folder (`str` or `Path`): holds `config.json`; and, where it is there, weights, processor, `data_card.json`,
+            `training_log.json` and `training_args.json`.
         repo_id (`str`, *optional*): where it will lie on the Hub; the commands of the card name it.
-        evaluation_files (`Sequence[str | Path]`, *optional*): results of evaluation/run.py, evaluation/imagine.py and
-            evaluation/reconstruct.py; by default those found in the sub-folder `evaluation/`.
+        evaluation_files (`Sequence[str | Path]`, *optional*): results of evaluation/run.py, evaluation/imagine.py,
+            evaluation/measure_world_model.py and evaluation/reconstruct.py; by default those found in the sub-folder
+            `evaluation/`.
         datasets (`Sequence[str]`): Hub ids of the training data.
         existing (`ModelCard`, *optional*): the card so far. Text outside of the marker lines and metadata are kept.
         name (`str`, *optional*): title; by default the last part of `repo_id`, or the folder's name.
@@ -70,15 +71,16 @@ def build_model_card(
     files = find_results(folder) if evaluation_files is None else evaluation_files
     results = [read_results(path, checkpoint) for path in files]
     config = WorldVLAConfig.from_pretrained(folder).to_dict()  # the file leaves out what has its default
-    processor, data, log = (
-        _read_json(folder / file) for file in ("processor_config.json", "data_card.json", "training_log.json")
+    processor, data, log, options = (
+        _read_json(folder / f"{file}.json")
+        for file in ("processor_config", "data_card", "training_log", "training_args")
     )
     sections = {
         f"# {name}": describe_use(),
         "## The model": describe_model(folder, config, processor),
         "## How to run": how_to_run(config, processor, data, checkpoint),
         "## Training data": describe_data(data),
-        "## Training": describe_training(log),
+        "## Training": describe_training(log, options),
         "## Evaluation": _describe_results(results),
         "## Licence": describe_licence(config),
     }
@@ -119,7 +121,7 @@ def find_results(folder: Path) -> list[Path]:
     found = []
     for path in sorted(folder.joinpath(EVALUATION_FOLDER).rglob("*.json")):
         try:
-            known = kind_of(json.loads(path.read_text("utf-8"))) is not None
+            known = holds_results(json.loads(path.read_text("utf-8")))
         except (UnicodeDecodeError, json.JSONDecodeError):
             known = False
         if known:
@@ -170,9 +172,9 @@ def handwritten_text(card: ModelCard) -> str:
 def _describe_results(results: Sequence[CardResults]) -> str:
     """Every kind of result, or that there is none."""
     parts = []
-    for kind in TASKS:
-        texts = [result.text for result in results if result.kind == kind]
-        parts.append(f"### {kind}\n" + ("\n\n".join(texts) or NOT_EVALUATED))
+    for task in TASKS:
+        texts = [result.text for result in results if result.task == task]
+        parts.append(f"### {task}\n" + ("\n\n".join(texts) or NOT_EVALUATED))
     return "\n\n".join(parts)
 
 

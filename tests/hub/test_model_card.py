@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 
 from modeling_worldvla import WorldVLAModel
 from modeling_worldvla.card_results_worldvla import read_results
-from modeling_worldvla.card_sections_worldvla import count_parameters
+from modeling_worldvla.card_sections_worldvla import count_parameters, describe_training
 from modeling_worldvla.model_card_worldvla import BEGIN, END, build_model_card, load_card, write_model_card
 from modeling_worldvla.share_checkpoint import main
 
@@ -36,6 +36,33 @@ RECONSTRUCTED = {
     "settings": {"vq_model_hash": "a" * 64, "cameras": ["agentview", "wrist"], "frames": 500},
     "groups": {"all": {"whole": {"frames": 500, "episodes": 9, "psnr": {"mean": 25.91, "interval": [25.6, 26.1]}}}},
     "codebook": {"codes": 1024, "used": 900, "perplexity": 512.25},
+}
+MEASURED = {
+    "num_windows": 20,
+    "num_episodes": 10,
+    "horizons": {
+        "10": {
+            "whole picture": {
+                "imagined": {
+                    "psnr": {"mean": 23.6601, "interval": [23.239, 24.153], "windows": 20},
+                    "changed_token_accuracy": {"mean": 0.2057, "interval": [0.178, 0.234], "windows": 20},
+                },
+                "copy_last_frame": {"psnr": {"mean": 24.6056, "interval": [24.2, 25.0], "windows": 20}},
+                "copy_last_reconstruction": {"psnr": {"mean": 22.4764, "interval": [22.3, 22.7], "windows": 20}},
+                "reconstruction": {"psnr": {"mean": 25.7655, "interval": [25.4, 26.1], "windows": 20}},
+            }
+        }
+    },
+    "settings": {
+        "temperature": 0.7,
+        "top_p": None,
+        "sampling_seed": 3,
+        "demonstrations": ["/home/me/held_out"],
+        "num_frames": [10],
+        "regions": [],
+        "checkpoint_fingerprint": "b" * 64,
+        "commit": "ad402d3",
+    },
 }
 DATA = {
     "dataset_name": "libero_goal",
@@ -101,7 +128,7 @@ def test_numbers_come_with_sample_size_interval_command_and_commit(checkpoint):
         "| initial states | the benchmark's 0 to 2 of each task |",
         "`python evaluation/run.py --checkpoint me/tiny --output_dir results/ --task_ids 0 --episodes 3 --seed 7`; "
         "weights `ffffffffffff`, commit of the code not recorded.",
-        "116 frames of 1 recorded episode.",
+        "116 frames of 1 recorded episode; always the likeliest codes.",
         "| imagined | 22.19 | not recorded |",
         "weights not recorded, commit of the code `c0ffeec0ffee`.",
         "| whole | psnr | 25.910 | 25.600 to 26.100 | 500 | 9 |",
@@ -133,16 +160,70 @@ def test_later_results_of_the_world_model_bring_intervals(tmp_path):
     later = IMAGINED | {"num_episodes": 4, "psnr_db_interval_95": {"imagined": [21.0, 23.5]}}
     write(tmp_path, later=later)
     text = read_results(tmp_path / "later.json", ".").text
-    assert "116 frames of 4 recorded episodes." in text and "| imagined | 22.19 | 21.00 to 23.50 |" in text
+    assert "116 frames of 4 recorded episodes;" in text and "| imagined | 22.19 | 21.00 to 23.50 |" in text
 
 
 def test_imagined_episodes_of_a_run_are_told_from_recorded_ones(tmp_path):
     of_a_run = IMAGINED | {"num_episodes": 2, "settings": {"rollouts": "/home/me/results", "episode": 0}}
     write(tmp_path, imagined=of_a_run)
     results = read_results(tmp_path / "imagined.json", "me/tiny")
-    assert "116 frames of 2 played episodes." in results.text
+    assert "116 frames of 2 played episodes;" in results.text
     assert "`python evaluation/imagine.py --checkpoint me/tiny --rollouts results/`" in results.text
     assert results.entries[0].dataset_name == "Played episodes"
+
+
+def test_the_world_model_measured_over_many_windows(tmp_path):
+    write(tmp_path, measured=MEASURED)
+    results = read_results(tmp_path / "measured.json", "me/tiny")
+    assert results.task == "World model"
+    for part in (
+        "20 windows of 10 recorded episodes, frame after frame from real ones and the actions that were carried out; "
+        "codes drawn at temperature 0.7.",
+        "| 10 | whole picture | psnr | 23.660 | 23.239 to 24.153 | 22.476 | 25.765 |",
+        "| 10 | whole picture | changed_token_accuracy | 0.206 | 0.178 to 0.234 |  |  |",
+        "`python evaluation/measure_world_model.py --checkpoint me/tiny --demonstrations held_out/ --output_dir "
+        "world_model/ --num_frames 10 --temperature 0.7 --sampling_seed 3`; weights `bbbbbbbbbbbb`, commit of the "
+        "code `ad402d3`.",
+    ):
+        assert part in results.text, part
+    assert "/home/me" not in results.text
+    psnr, changed = results.entries
+    assert (psnr.metric_type, psnr.metric_value, changed.metric_value) == ("psnr", 23.6601, 0.2057)
+    assert psnr.metric_args == {"frames": 10, "windows": 20, "episodes": 10, "part": "whole picture"}
+    assert psnr.metric_name == (
+        "psnr of 10 imagined frames, whole picture (20 windows; codes drawn at temperature 0.7)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("chosen", "told", "flags"),
+    [
+        ({}, "; always the likeliest codes.", ""),
+        ({"temperature": None, "top_p": None, "sampling_seed": 0}, "; always the likeliest codes.", ""),
+        (
+            {"temperature": 1.0, "top_p": 0.9, "sampling_seed": 0},
+            "; codes drawn at temperature 1, top_p 0.9.",
+            " --temperature 1.0 --top_p 0.9 --sampling_seed 0",
+        ),
+    ],
+)
+def test_the_card_says_how_codes_were_chosen(tmp_path, chosen, told, flags):
+    for settings, command in (
+        (IMAGINED["settings"] | chosen, "--output imagined.mp4 --episode 1 --start 0"),
+        ({"rollouts": "/home/me/results"} | chosen, "--rollouts results/"),
+    ):
+        write(tmp_path, imagined=IMAGINED | {"settings": settings})
+        text = read_results(tmp_path / "imagined.json", ".").text
+        assert told in text and f"{command}{flags}`" in text
+
+
+def test_the_card_says_which_weights_training_went_on_from(tmp_path):
+    for name, told in (("me/tiny", "me/tiny"), ("outputs/tiny", "outputs/tiny"), ("/home/me/tiny", "tiny")):
+        text = describe_training(LOG, {"model": {"model_name_or_path": name}})
+        assert text.startswith(f"800 optimizer steps, 3.25 epochs, on from the weights `{told}`.")
+    assert describe_training(LOG, {"model": {"model_name_or_path": None}}).startswith(
+        "800 optimizer steps, 3.25 epochs."
+    )
 
 
 def test_given_files_are_read_instead_of_those_found(checkpoint, tmp_path, caplog):
@@ -172,6 +253,10 @@ def test_given_files_are_read_instead_of_those_found(checkpoint, tmp_path, caplo
         (
             json.dumps(RECONSTRUCTED | {"groups": {}}),
             "looks like results.json of .*, but is not whole: KeyError 'all'",
+        ),
+        (
+            json.dumps(MEASURED | {"horizons": {"10": {"whole picture": {}}}}),
+            "looks like results.json of evaluation/measure_world_model.py, but is not whole: KeyError 'imagined'",
         ),
     ],
 )
