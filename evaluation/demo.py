@@ -47,10 +47,13 @@ class DemoArguments:
     task_id: int = field(default=0, metadata={"help": "Task of the suite."})
     first_state: int = field(default=0, metadata={"help": "Benchmark initial state of the first try."})
     tries: int = field(default=3, metadata={"help": "Initial states that are tried at most, until a success."})
+    temperature: float = field(
+        default=0.7, metadata={"help": "Temperature that the codes of imagined frames are drawn at."}
+    )
 
     def __post_init__(self) -> None:
         """Check every option before anything is started."""
-        require_positive(self, "tries")
+        require_positive(self, "tries", "temperature")
         if self.first_state + self.tries > NUM_INITIAL_STATES:
             raise ValueError(
                 f"A task has {NUM_INITIAL_STATES} benchmark initial states; {self.tries} tries from state "
@@ -125,12 +128,13 @@ def act(episode: EpisodeKey, checkpoint: Path, output: Path, fingerprint: str) -
     )
 
 
-def imagine(shown: Try, checkpoint: Path) -> Stage:
+def imagine(shown: Try, checkpoint: Path, temperature: float) -> Stage:
     """The world model imagines the episode, from its first frame and the actions that were carried out.
 
     Args:
         shown (`Try`): the episode.
         checkpoint (`Path`): of the model.
+        temperature (`float`): that frames are drawn at.
 
     Returns:
         `Stage`: its result is `imagined.json` in the results folder, with a film beside that of the episode.
@@ -140,7 +144,7 @@ def imagine(shown: Try, checkpoint: Path) -> Stage:
         "imagine",
         "the model imagines the same episode",
         ["evaluation/imagine.py", "--checkpoint", str(checkpoint), "--rollouts", str(shown.folder)]
-        + ["--names", shown.episode.name, "--camera", camera],
+        + ["--names", shown.episode.name, "--camera", camera, "--temperature", str(temperature)],
         shown.folder / "imagined.json",
     )
 
@@ -172,7 +176,7 @@ def run_demo(arguments: DemoArguments, output: Path) -> bool:
         if tries[-1].record["success"]:
             break
     shown = tries[-1] if tries[-1].record["success"] else tries[0]
-    road.take(imagine(shown, checkpoint))
+    road.take(imagine(shown, checkpoint, arguments.temperature))
     for name, video in (("rollout.mp4", shown.video()), ("imagined.mp4", shown.video("_imagined"))):
         write_atomically(output / name, partial(shutil.copyfile, video))
     write_text(output / "report.md", format_report(arguments, checkpoint, fingerprint, tries, shown, road.record))
@@ -221,9 +225,9 @@ def format_report(
         f"Video of initial state {state}: rollout.mp4.",
         "## The imagination",
         f"The world model was given the first frame of initial state {state} and the {imagined['num_frames']} actions "
-        f"that were carried out. Each frame was imagined from imagined ones: {imagined['seconds_per_frame']:.2f} s a "
-        f"frame, mean token entropy {imagined['entropy_nats']:.2f} nats. Video: imagined.mp4 (real | reconstructed | "
-        "imagined | difference).",
+        "that were carried out. Each frame was imagined from imagined ones, drawn at temperature "
+        f"{arguments.temperature:g}: {imagined['seconds_per_frame']:.2f} s a frame, mean token entropy "
+        f"{imagined['entropy_nats']:.2f} nats. Video: imagined.mp4 (real | reconstructed | imagined | difference).",
         psnr_table(imagined["psnr_db"]),
         time_section(record),
         loading_section(checkpoint),

@@ -47,13 +47,18 @@ def test_its_code_is_the_code_of_this_checkout(pair, tmp_path):
     assert all(path.is_symlink() and path.resolve().parent in homes for path in links.values())
 
 
-def test_it_was_trained_by_the_recipe():
-    recipe = yaml.safe_load((ROOT / "train" / "recipes" / "worldvla_tiny.yaml").read_text())
+def test_it_was_trained_by_the_recipes():
+    first, second = (
+        yaml.safe_load((ROOT / "train" / "recipes" / f"worldvla_tiny{part}.yaml").read_text())
+        for part in ("", "_world_model")
+    )
     options = json.loads((FOLDER / "training_args.json").read_text())
     trained = {name: value for part in options.values() for name, value in part.items()}
     config = json.loads((FOLDER / "config.json").read_text())
-    for name, value in recipe.items():
+    for name, value in second.items():
         assert (config if name == "action_choice" else trained)[name] == value, name
+    for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+        assert config[name] == first[name], name
 
 
 def test_it_acts_as_the_expert_would(pair, example):
@@ -76,6 +81,24 @@ def test_it_imagines_better_than_nothing_happening(pair, example):
     imagined = model.predict_next_frame(**inputs)
     now, after = (processor.encode_images([pictures[name]]) for name in ("agentview", "next_agentview"))
     assert (imagined == after).float().mean() > (now == after).float().mean()
+
+
+def test_its_world_model_reads_the_command(pair, example):
+    model, processor = pair
+    pictures, facts = example
+    given = np.array(facts["action"])
+    opposite = np.concatenate([-given[:6], given[6:]])
+    inputs = processor(
+        images=[[pictures["agentview"]]] * 2,
+        actions=np.stack([given, opposite])[:, None],
+        role="world_model",
+        return_tensors="pt",
+    )
+    after = processor.encode_images([pictures["next_agentview"]])
+    nothing_more = torch.zeros(2, 0, 7, dtype=torch.long)
+    scores = model.score_future(**inputs, image_ids=after.expand(2, 1, -1, -1), actions=nothing_more)
+    told, contrary = scores.total_log_probs.flatten()
+    assert told > contrary + 1
 
 
 def test_the_readme_runs(monkeypatch):

@@ -72,7 +72,7 @@ def run_demo(checkpoint, folder, *flags):
 
 def test_the_first_success_ends_the_tries(checkpoint, simulator, tmp_path):
     simulator.outcomes = {5: "step_limit", 6: "success"}
-    flags = ["--suite", "libero_goal", "--task_id", "4", "--first_state", "5"]
+    flags = ["--suite", "libero_goal", "--task_id", "4", "--first_state", "5", "--temperature", "0.9"]
     code, text = run_demo(checkpoint, tmp_path / "out", *flags)
     assert code == 0
     acted = [(options.checkpoint, options.first_state, options.episodes) for options in simulator.acted]
@@ -80,7 +80,7 @@ def test_the_first_success_ends_the_tries(checkpoint, simulator, tmp_path):
     assert all(options.traces and options.videos == "all" for options in simulator.acted)
     (imagined,) = simulator.imagined
     assert (imagined.rollouts, imagined.names) == (simulator.acted[1].output_dir, ["libero_goal_task4_state6"])
-    assert (imagined.checkpoint, imagined.camera) == (str(checkpoint), "wrist")
+    assert (imagined.checkpoint, imagined.camera, imagined.temperature) == (str(checkpoint), "wrist", 0.9)
     assert (tmp_path / "out" / "rollout.mp4").read_text() == "film of libero_goal_task4_state6"
     assert (tmp_path / "out" / "imagined.mp4").read_text() == "imagined film"
     for piece in (
@@ -90,6 +90,7 @@ def test_the_first_success_ends_the_tries(checkpoint, simulator, tmp_path):
         "| 6 | success | 10 | 2.0 | 0.500 |",
         "Video of initial state 6: rollout.mp4.",
         "given the first frame of initial state 6 and the 10 actions",
+        "imagined from imagined ones, drawn at temperature 0.9: 0.35 s",
         "0.35 s a frame, mean token entropy 0.12 nats",
         "| imagined | 21.46 |",
         "| floor: first frame repeated | 17.50 |",
