@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 
 import modeling_worldvla
 import tokenization
+from evaluation.checkpoints import fingerprint_checkpoint
+from modeling_worldvla.model_card_worldvla import build_model_card
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "checkpoints" / "worldvla-tiny"
@@ -45,6 +47,20 @@ def test_its_code_is_the_code_of_this_checkout(pair, tmp_path):
     assert set(links) == wanted
     homes = [Path(package.__file__).parent for package in (modeling_worldvla, tokenization)]
     assert all(path.is_symlink() and path.resolve().parent in homes for path in links.values())
+
+
+def test_its_results_are_of_these_weights_and_on_its_card(pair):
+    of_the_weights = fingerprint_checkpoint(str(FOLDER), None)
+    of_the_vq_gan = pair[1].image_token_hash()
+    files = sorted((FOLDER / "evaluation").glob("*.json"))
+    assert len(files) == 4
+    for file in files:
+        settings = json.loads(file.read_text())["settings"]
+        found = settings.get("checkpoint_fingerprint") or settings["vq_model_hash"]
+        assert found in (of_the_weights, of_the_vq_gan), file.name
+    card = build_model_card(FOLDER).text
+    results = card[card.index("## Evaluation") : card.index("## Licence")]
+    assert results.count("Not evaluated.") == 0 and results in (FOLDER / "README.md").read_text()
 
 
 def test_it_was_trained_by_the_recipes():
