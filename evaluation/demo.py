@@ -28,6 +28,7 @@ from evaluation.demo_stages import ROOT, Road, Stage, kept_when_interrupted, ope
 from evaluation.protocol import NUM_INITIAL_STATES, EpisodeKey, plan_episodes
 from evaluation.report import markdown_table
 from evaluation.run_ledger import read_results
+from modeling_worldvla.sampling_worldvla import describe_sampling
 
 logger = logging.getLogger("worldvla.demo")
 
@@ -225,9 +226,10 @@ def format_report(
         f"Video of initial state {state}: rollout.mp4.",
         "## The imagination",
         f"The world model was given the first frame of initial state {state} and the {imagined['num_frames']} actions "
-        "that were carried out. Each frame was imagined from imagined ones, drawn at temperature "
-        f"{arguments.temperature:g}: {imagined['seconds_per_frame']:.2f} s a frame, mean token entropy "
-        f"{imagined['entropy_nats']:.2f} nats. Video: imagined.mp4 (real | reconstructed | imagined | difference).",
+        "that were carried out. Each frame was imagined from imagined ones, "
+        f"{describe_sampling(arguments.temperature)}: {imagined['seconds_per_frame']:.2f} s a frame, mean token "
+        f"entropy {imagined['entropy_nats']:.2f} nats. Video: imagined.mp4 (real | reconstructed | "
+        "imagined | difference).",
         psnr_table(imagined["psnr_db"]),
         time_section(record),
         loading_section(checkpoint),

@@ -12,6 +12,7 @@ from evaluation.reconstruction import WHOLE
 from evaluation.report import markdown_table
 from evaluation.report_picture import import_figure
 from evaluation.world_model_metrics import CEILING, CHANGED, FLOOR, IMAGINED, SOURCES, TOKEN_FLOOR, TOKENS
+from modeling_worldvla.sampling_worldvla import describe_sampling
 from tokenization.reconstruction_metrics import PICTURE_METRICS
 
 TITLES = {name: metric.title for name, metric in PICTURE_METRICS.items()} | {
@@ -42,8 +43,8 @@ def format_report(summary: Mapping[str, Any]) -> str:
     Returns:
         `str`: the report.
     """
-    temperature = summary["settings"]["temperature"]
-    how = HOW.format(codes="the likeliest" if temperature is None else f"drawn at temperature {temperature:g}")
+    temperature, top_p = (summary["settings"][name] for name in ("temperature", "top_p"))
+    how = HOW.format(codes="the likeliest" if temperature is None else describe_sampling(temperature, top_p))
     lines = ["# World model", f"{summary['num_windows']} windows of {summary['num_episodes']} episodes. {how}"]
     if summary["fvd"]:
         lines.append(FVD_NOTE)

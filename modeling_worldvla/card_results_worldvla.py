@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult
 
+from .sampling_worldvla import describe_sampling
+
 POLICY, WORLD_MODEL, VQ_GAN = "Policy in LIBERO", "World model", "VQ-GAN"
 TASKS = (POLICY, WORLD_MODEL, VQ_GAN)
 NOT_EVALUATED = "Not evaluated."
@@ -189,10 +191,10 @@ def _measured_world_model(content: Mapping[str, Any]) -> tuple[str, list[EvalRes
 
 def _describe_choice(settings: Mapping[str, Any]) -> str:
     """How the codes of imagined frames were chosen."""
-    if settings.get("temperature") is None:
+    temperature, top_p = (settings.get(name) for name in ("temperature", "top_p"))
+    if temperature is None:
         return "always the likeliest codes"
-    among = f", top_p {_number(settings['top_p']):g}" if settings.get("top_p") is not None else ""
-    return f"codes drawn at temperature {_number(settings['temperature']):g}{among}"
+    return f"codes {describe_sampling(_number(temperature), None if top_p is None else _number(top_p))}"
 
 
 def _vq_gan(content: Mapping[str, Any]) -> tuple[str, list[EvalResult]]:

@@ -204,4 +204,17 @@ def invert_cumulative(logits: torch.Tensor, places: torch.Tensor) -> torch.Tenso
     return torch.searchsorted(cumulative, place, right=True)[..., 0]
 
 
-__all__ = ["Choice", "SamplingOptions", "TokenChooser", "invert_cumulative"]
+def describe_sampling(temperature: float, top_p: float | None = None) -> str:
+    """Say how tokens were drawn, for reports and cards.
+
+    Args:
+        temperature (`float`): see `SamplingOptions`.
+        top_p (`float`, *optional*): likewise.
+
+    Returns:
+        `str`: such as `drawn at temperature 0.7, top_p 0.9`.
+    """
+    return f"drawn at temperature {temperature:g}" + ("" if top_p is None else f", top_p {top_p:g}")
+
+
+__all__ = ["Choice", "SamplingOptions", "TokenChooser", "describe_sampling", "invert_cumulative"]

@@ -50,14 +50,16 @@ def test_its_code_is_the_code_of_this_checkout(pair, tmp_path):
 
 
 def test_its_results_are_of_these_weights_and_on_its_card(pair):
-    of_the_weights = fingerprint_checkpoint(str(FOLDER), None)
-    of_the_vq_gan = pair[1].image_token_hash()
+    weights = {
+        "checkpoint_fingerprint": fingerprint_checkpoint(str(FOLDER), None),
+        "vq_model_hash": pair[1].image_token_hash(),
+    }
     files = sorted((FOLDER / "evaluation").glob("*.json"))
     assert len(files) == 4
     for file in files:
         settings = json.loads(file.read_text())["settings"]
-        found = settings.get("checkpoint_fingerprint") or settings["vq_model_hash"]
-        assert found in (of_the_weights, of_the_vq_gan), file.name
+        recorded = weights.keys() & settings.keys()
+        assert len(recorded) == 1 and all(settings[name] == weights[name] for name in recorded), file.name
     card = build_model_card(FOLDER).text
     results = card[card.index("## Evaluation") : card.index("## Licence")]
     assert results.count("Not evaluated.") == 0 and results in (FOLDER / "README.md").read_text()

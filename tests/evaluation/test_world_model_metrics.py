@@ -223,6 +223,8 @@ def test_the_command_writes_numbers_table_and_picture(checkpoint, episodes, tmp_
     assert "codes are the likeliest. Means" in report
     measure_world_model(options(checkpoint, episodes, tmp_path / "drawn", temperature=0.7))
     assert "codes are drawn at temperature 0.7. Means" in (tmp_path / "drawn" / "report.md").read_text()
+    measure_world_model(options(checkpoint, episodes, tmp_path / "few", temperature=0.7, top_p=0.9))
+    assert "codes are drawn at temperature 0.7, top_p 0.9. Means" in (tmp_path / "few" / "report.md").read_text()
 
 
 def test_fvd_is_reported_for_every_source(checkpoint, episodes, tmp_path, monkeypatch):
